@@ -1,0 +1,44 @@
+"""gradmark: activations and weight initializers, verified in three backends and timed across commits.
+
+`import gradmark` loads neither NumPy, Numba nor PyTorch; they come with the first use of a backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradmark.backends import BACKENDS, Backend, backend, why_unusable
+    from gradmark.errors import BackendUnavailableError, NonFiniteError
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BACKENDS": "gradmark.backends",
+    "Backend": "gradmark.backends",
+    "BackendUnavailableError": "gradmark.errors",
+    "NonFiniteError": "gradmark.errors",
+    "backend": "gradmark.backends",
+    "why_unusable": "gradmark.backends",
+}
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendUnavailableError",
+    "NonFiniteError",
+    "__version__",
+    "backend",
+    "why_unusable",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gradmark' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

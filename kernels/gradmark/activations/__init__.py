@@ -1,0 +1,1 @@
+"""Elementwise activations and their backward passes, one module a backend: same names, same order."""

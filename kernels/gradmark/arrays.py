@@ -1,0 +1,213 @@
+"""What the contract asks of arrays, once per array library: type, dtype, shape, device, `out`.
+
+`NumpyArrays` serves the backends numpy and numba, `TorchArrays` the backend torch. The public functions of
+each family (`activations/public.py` and its siblings) validate through one of them and then call an
+implementation that may rely on what was checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class ArrayLibrary(Protocol):
+    """The checks and allocations of one array library, for one backend."""
+
+    backend: str
+    dtypes: tuple[str, ...]
+    device: str
+
+    def check(self, array: Any, role: str) -> None:
+        """Raise TypeError unless `array` is of this library and of an accepted dtype."""
+
+    def check_like(self, array: Any, role: str, like: Any, like_role: str) -> None:
+        """Raise unless `array` has the type, dtype and device (not the shape) of `like`."""
+
+    def check_dtype_name(self, dtype: Any) -> Any:
+        """The library's dtype object for `dtype` (a name or a dtype), or TypeError."""
+
+    def output(self, out: Any, like: Any, inputs: Sequence[tuple[str, Any]]) -> Any:
+        """`out`, checked against `like` and for overlap with `inputs`; a new array where it is None."""
+
+    def scalar(self, value: float, like: Any) -> Any:
+        """A 0-d array with the dtype and device of `like`."""
+
+    def quiet(self) -> contextlib.AbstractContextManager[Any]:
+        """A context without floating-point warnings and without autograd."""
+
+
+def check_same_shape(array: Any, role: str, like: Any, like_role: str) -> None:
+    """Raise ValueError unless both arrays have the same shape; there is no broadcasting."""
+    if array.shape != like.shape:
+        raise ValueError(
+            f"{role} has shape {tuple(array.shape)}, {like_role} has shape {tuple(like.shape)};"
+            f" {role} must have the shape of {like_role} (nothing is broadcast)"
+        )
+
+
+class NumpyArrays:
+    """NumPy arrays, for the backends numpy and numba."""
+
+    device = "cpu"
+
+    def __init__(self, backend: str, dtypes: tuple[str, ...]) -> None:
+        self.backend = backend
+        self.dtypes = dtypes
+        self._accepted = frozenset(np.dtype(name) for name in dtypes)
+
+    def check(self, array: Any, role: str) -> None:
+        if not isinstance(array, np.ndarray):
+            raise TypeError(
+                f"{role} is {_article(type(array))}; the {self.backend} backend takes numpy.ndarray"
+                " (numpy.asarray converts numbers, lists and CPU tensors)"
+            )
+        # A byte-swapped dtype is never equal to the native one, so this rejects it as well.
+        if array.dtype not in self._accepted or not array.dtype.isnative:
+            raise TypeError(f"{role} has dtype {array.dtype!s}; {self._accepts()}")
+
+    def check_like(self, array: Any, role: str, like: Any, like_role: str) -> None:
+        self.check(array, role)
+        if array.dtype != like.dtype:
+            raise TypeError(f"{role} has dtype {array.dtype}, {like_role} has {like.dtype}; they must be the same")
+
+    def check_dtype_name(self, dtype: Any) -> Any:
+        try:
+            found = np.dtype(dtype)
+        except TypeError:
+            found = None
+        if found is None or dtype is None or found not in self._accepted or not found.isnative:
+            raise TypeError(f"dtype {dtype!r} is not available; {self._accepts()}")
+        return found
+
+    def output(self, out: Any, like: Any, inputs: Sequence[tuple[str, Any]]) -> Any:
+        if out is None:
+            return np.empty_like(like, subok=False)
+        self.check_like(out, "out", like, "the input")
+        check_same_shape(out, "out", like, "the input")
+        if not out.flags.writeable:
+            raise ValueError("out is read-only; give a writeable array or none")
+        if out.size > 1 and 0 in out.strides:
+            _check_distinct_strides(out.shape, out.strides)
+        for role, array in inputs:
+            if np.may_share_memory(out, array) and not _same_memory(out, array) and np.shares_memory(out, array):
+                raise ValueError(
+                    f"out overlaps {role} without being the same array; give {role} itself or separate memory"
+                )
+        return out
+
+    def scalar(self, value: float, like: Any) -> Any:
+        return np.array(value, dtype=like.dtype)
+
+    def quiet(self) -> contextlib.AbstractContextManager[Any]:
+        return np.errstate(all="ignore")
+
+    def _accepts(self) -> str:
+        return f"the {self.backend} backend takes {', '.join(self.dtypes)} in native byte order"
+
+
+def _same_memory(a: Any, b: Any) -> bool:
+    return bool(a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.shape == b.shape)
+
+
+def _check_distinct_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    for length, stride in zip(shape, strides, strict=True):
+        if length > 1 and stride == 0:
+            raise ValueError("out has several elements in one place (a broadcast view); give separate memory")
+
+
+class TorchArrays:
+    """PyTorch tensors, on the CPU or on CUDA, for the backend torch."""
+
+    def __init__(self, backend: str, dtypes: tuple[str, ...], device: str = "cpu") -> None:
+        import torch
+
+        self._torch = torch
+        self.backend = backend
+        self.dtypes = dtypes
+        self.device = device
+        self._accepted = frozenset(getattr(torch, name) for name in dtypes)
+
+    def check(self, array: Any, role: str) -> None:
+        if not isinstance(array, self._torch.Tensor):
+            raise TypeError(
+                f"{role} is {_article(type(array))}; the {self.backend} backend takes torch.Tensor"
+                " (torch.from_numpy converts an array without a copy)"
+            )
+        if array.layout != self._torch.strided:
+            raise TypeError(f"{role} has layout {array.layout}; dense (strided) tensors are accepted")
+        if array.dtype not in self._accepted:
+            raise TypeError(f"{role} has dtype {_short(array.dtype)}; {self._accepts()}")
+
+    def check_like(self, array: Any, role: str, like: Any, like_role: str) -> None:
+        self.check(array, role)
+        if array.dtype != like.dtype:
+            raise TypeError(
+                f"{role} has dtype {_short(array.dtype)}, {like_role} has {_short(like.dtype)}; they must be the same"
+            )
+        if array.device != like.device:
+            raise ValueError(
+                f"{role} is on {array.device}, {like_role} on {like.device}; nothing is copied between devices"
+                f" silently: move one with {role}.to({str(like.device)!r})"
+            )
+
+    def check_dtype_name(self, dtype: Any) -> Any:
+        found = getattr(self._torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(found, self._torch.dtype) or found not in self._accepted:
+            raise TypeError(f"dtype {dtype!r} is not available; {self._accepts()}")
+        return found
+
+    def output(self, out: Any, like: Any, inputs: Sequence[tuple[str, Any]]) -> Any:
+        if out is None:
+            return self._torch.empty_like(like, requires_grad=False)
+        self.check_like(out, "out", like, "the input")
+        check_same_shape(out, "out", like, "the input")
+        if out.requires_grad:
+            raise ValueError("out requires grad; give a tensor outside of autograd (out.detach()) or none")
+        if out.numel() > 1:
+            _check_distinct_strides(tuple(out.shape), tuple(out.stride()))
+        for role, array in inputs:
+            if _tensors_overlap(out, array) and not _same_tensor_memory(out, array):
+                raise ValueError(
+                    f"out overlaps {role} without being the same tensor; give {role} itself or separate memory"
+                )
+        return out
+
+    def scalar(self, value: float, like: Any) -> Any:
+        return self._torch.tensor(value, dtype=like.dtype, device=like.device)
+
+    def quiet(self) -> contextlib.AbstractContextManager[Any]:
+        return self._torch.no_grad()
+
+    def _accepts(self) -> str:
+        return f"the {self.backend} backend takes {', '.join(self.dtypes)}"
+
+
+def _tensors_overlap(a: Any, b: Any) -> bool:
+    if a.device != b.device or a.numel() == 0 or b.numel() == 0:
+        return False
+    first_a, last_a = _extent(a)
+    first_b, last_b = _extent(b)
+    return bool(first_a < last_b and first_b < last_a)
+
+
+def _extent(tensor: Any) -> tuple[int, int]:
+    """First byte and the byte after the last, as torch has no negative strides."""
+    reach = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.data_ptr()
+    return first, first + (reach + 1) * tensor.element_size()
+
+
+def _same_tensor_memory(a: Any, b: Any) -> bool:
+    return bool(a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.shape == b.shape)
+
+
+def _article(kind: type) -> str:
+    return f"of type {kind.__module__}.{kind.__qualname__}".replace("builtins.", "")
+
+
+def _short(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

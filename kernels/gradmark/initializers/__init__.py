@@ -1,0 +1,1 @@
+"""Weight initializers, one module a backend: same names, same order."""

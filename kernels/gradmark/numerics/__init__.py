@@ -1,0 +1,1 @@
+"""What the kernels stand on: elementary functions, random numbers, fused loop drivers, compile caching."""

@@ -1,0 +1,1 @@
+"""Batch normalization, gradient clipping and residual addition, one module a backend."""

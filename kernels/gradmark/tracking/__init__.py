@@ -1,0 +1,1 @@
+"""Measurement and what is decided by it."""
