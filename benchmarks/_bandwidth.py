@@ -1,0 +1,86 @@
+"""Achieved bandwidth as a fraction of a copy's, both measured in turn in one process.
+
+A busy or throttled machine slows both, so the fraction moves less than seconds do. The copy moves as many bytes as
+the kernel has to (it reads half and writes half), on all the cores that the process may use: one yardstick for all
+CPU targets, so that a serial backend shows what it leaves unused.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ._cases import TARGETS, benchmark, class_name, clock, prepared
+from ._worktree import workloads
+
+_PAIRS = 7
+_SECONDS = 1.5
+_LEAST_PAIRS = 3
+
+
+def add_bandwidth(classes: dict[str, type], row: Any) -> None:
+    """Give the class of `row` its track_bandwidth_forward and track_bandwidth_backward, at the size "memory"."""
+    for workload in workloads.of_row(row):
+        if workload.size == "memory":
+            cls = classes[class_name(row.name, workload.variant)]
+            name = f"track_bandwidth_{workload.operation_pass}"
+            setattr(cls, name, _track(workload, name, row))
+
+
+def _track(workload: Any, name: str, row: Any) -> Callable[..., float]:
+    def prepare(target: str) -> Any:
+        return prepared(workload, target)
+
+    def track(self: Any, target: str) -> float:
+        return fraction_of_copy(prepare(target), workloads.TARGETS[target])
+
+    track.unit = "copy"
+    return benchmark(track, name, row, [TARGETS], ["target"], prepare)
+
+
+def fraction_of_copy(ready: Any, target: Any) -> float:
+    """Median of copy seconds / kernel seconds over pairs that are measured in turn."""
+    copy = _device_copy(ready.bytes_moved, target) if target.device != "cpu" else _copy(ready.bytes_moved)
+    _seconds(copy)
+    ratios: list[float] = []
+    end = clock() + _SECONDS
+    while len(ratios) < _LEAST_PAIRS or (len(ratios) < _PAIRS and clock() < end):
+        ratios.append(_seconds(copy) / _seconds(ready.call))
+    return statistics.median(ratios)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = clock()
+    call()
+    return clock() - start
+
+
+def _copy(bytes_moved: int) -> Callable[[], None]:
+    source = np.ones(bytes_moved // 2, dtype=np.uint8)
+    destination = np.ones_like(source)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pairs = list(zip(np.array_split(destination, cores), np.array_split(source, cores), strict=True))
+    pool = ThreadPoolExecutor(cores)  # NumPy copies without the interpreter's lock
+
+    def copy() -> None:
+        for _ in pool.map(lambda pair: np.copyto(*pair), pairs):
+            pass
+
+    return copy
+
+
+def _device_copy(bytes_moved: int, target: Any) -> Callable[[], None]:
+    import torch
+
+    source = torch.ones(bytes_moved // 2, dtype=torch.uint8, device=target.device)
+    destination = torch.ones_like(source)
+
+    def copy() -> None:
+        destination.copy_(source)
+
+    return copy
