@@ -1,0 +1,97 @@
+"""The stream of `numerics.philox` in NumPy: 64-bit integer arithmetic on chunks that stay in cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradmark.numerics.philox import M0, M1, ROUNDS, W0, W1, chunks, interval, key
+
+CHUNK = 1 << 13
+"""Blocks at a time: the ten or so arrays of 64 KiB that a chunk needs stay in a core's own cache."""
+
+_MASK = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+
+
+def fill_uniform(out: Any, first: int, seed: int, low: float, high: float) -> None:
+    """Fill the 1-d array `out` with the elements first, first + 1, ... of U(low, high)."""
+    dtype = _computed_in(out)
+    start, span, last = (dtype.type(value) for value in interval(low, high, dtype.name))
+    per_block, uniform = (2, _uniform_64) if dtype == np.float64 else (4, _uniform_32)
+    for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
+        u = uniform(_words(block_index, count, seed))
+        u *= span
+        u += start
+        out[target] = np.minimum(u, last, out=u)[source]
+
+
+def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> None:
+    """Fill the 1-d array `out` with the elements first, first + 1, ... of N(mean, std²)."""
+    dtype = _computed_in(out)
+    per_block, normal = (2, _normal_64) if dtype == np.float64 else (4, _normal_32)
+    for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
+        z = normal(_words(block_index, count, seed))
+        z *= std
+        z += mean
+        # Through float32 for float16, whose elements are defined so.
+        out[target] = z[source].astype(dtype, copy=False)
+
+
+def box_muller(u1: Any, u2: Any) -> tuple[Any, Any]:
+    """Two independent standard normals from u1 in (0, 1] and u2 in [0, 1), float64."""
+    radius = np.sqrt(-2.0 * np.log(u1))
+    angle = (2.0 * np.pi) * u2
+    return radius * np.cos(angle), radius * np.sin(angle)
+
+
+def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, Any, Any, Any]:
+    """Philox4x32-10 of the counters (c0, c1, c2, c3): 32-bit words in uint64 arrays."""
+    for step in range(ROUNDS):
+        p0 = c0 * np.uint64(M0)
+        p1 = c2 * np.uint64(M1)
+        x0 = (p1 >> _32) ^ c1 ^ np.uint64((k0 + step * W0) & 0xFFFFFFFF)
+        x2 = (p0 >> _32) ^ c3 ^ np.uint64((k1 + step * W1) & 0xFFFFFFFF)
+        c0, c1, c2, c3 = x0, p1 & _MASK, x2, p0 & _MASK
+    return c0, c1, c2, c3
+
+
+def _words(block_index: int, count: int, seed: int) -> Any:
+    """The words of `count` blocks, (4, count), uint64."""
+    index = np.arange(count, dtype=np.uint64) + np.uint64(block_index)
+    zero = np.zeros(count, dtype=np.uint64)
+    return np.stack(block(index & _MASK, index >> _32, zero, zero, *key(seed)))
+
+
+def _uniform_32(words: Any) -> Any:
+    """u in [0, 1), float32, in the order of the stream."""
+    return (words.T.reshape(-1) >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def _uniform_64(words: Any) -> Any:
+    """u in [0, 1), float64, in the order of the stream."""
+    return _53_bits(words[0::2], words[1::2]).T.reshape(-1).astype(np.float64) * 2.0**-53
+
+
+def _normal_32(words: Any) -> Any:
+    """Standard normals for float32, in float64, in the order of the stream."""
+    u1 = (words[0::2] + np.uint64(1)).astype(np.float64) * 2.0**-32
+    u2 = words[1::2].astype(np.float64) * 2.0**-32
+    (z0, z2), (z1, z3) = box_muller(u1, u2)
+    return np.stack((z0, z1, z2, z3), axis=1).reshape(-1)
+
+
+def _normal_64(words: Any) -> Any:
+    """Standard normals for float64, in the order of the stream."""
+    u1 = (_53_bits(words[0], words[1]) + np.uint64(1)).astype(np.float64) * 2.0**-53
+    u2 = _53_bits(words[2], words[3]).astype(np.float64) * 2.0**-53
+    return np.stack(box_muller(u1, u2), axis=1).reshape(-1)
+
+
+def _53_bits(a: Any, b: Any) -> Any:
+    return ((a >> np.uint64(5)) << np.uint64(26)) + (b >> np.uint64(6))
+
+
+def _computed_in(out: Any) -> Any:
+    return np.dtype(np.float64 if out.dtype == np.float64 else np.float32)
