@@ -1,0 +1,133 @@
+"""Compiled Numba kernels on disk, under a key that no edit can make stale.
+
+Numba's own `cache=True` looks at the file of the cached function alone: an edit of a function that it calls in
+another module goes unnoticed, and the old machine code runs on. Here the key is a hash of all of gradmark's kernel
+sources. Numba adds the signature, the processor and its own version.
+
+The folder is $GRADMARK_CACHE_DIR/numba, by default in the user's cache folder; it may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import platformdirs
+from numba.core import caching
+
+_KEPT_VERSIONS = 8
+
+
+def jit(function: Callable[..., Any], signature: Any, *, name: str, parallel: bool = False) -> Callable[..., Any]:
+    """Compile `function` for `signature`, or load what was compiled before.
+
+    Parameters
+    ----------
+    function : callable
+        The Python function. It may be a closure over other compiled functions and constants.
+    signature : numba signature
+        Inputs declared read-only accept writeable arrays too, so that one compilation serves both.
+    name : str
+        Unique among gradmark's kernels; together with the signature it identifies the machine code.
+    parallel : bool
+        Whether Numba parallelizes its `prange` loops.
+    """
+    dispatcher = numba.njit(nogil=True, error_model="numpy", parallel=parallel)(function)
+    dispatcher._cache = _KernelCache(function, name)
+    dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    compiled: Callable[..., Any] = dispatcher
+    return compiled
+
+
+def folder() -> Path:
+    """Where the machine code of this version of the sources lies."""
+    base = os.environ.get("GRADMARK_CACHE_DIR") or platformdirs.user_cache_dir("gradmark", appauthor=False)
+    return Path(base) / "numba" / source_hash()
+
+
+@functools.cache
+def source_hash() -> str:
+    """A hash of every source file below the package's kernel folders."""
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for subpackage in ("numerics", "activations", "initializers", "stabilizers"):
+        for path in sorted((package / subpackage).glob("*.py")):
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class _Locator(caching._CacheLocator):  # type: ignore[misc]
+    """Names our folder; the sources' hash is part of it, so the stamp never changes."""
+
+    _py_file = "gradmark"
+
+    def get_cache_path(self) -> str:
+        return str(folder())
+
+    def get_source_stamp(self) -> str:
+        return source_hash()
+
+    def get_disambiguator(self) -> str:
+        return "kernel"
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _Locator:
+        return cls()
+
+
+class _KernelImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_Locator,)
+
+
+class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one function, under a name of ours instead of its closure's pickle.
+
+    A closure over compiled functions pickles differently in every process, so that Numba would never hit.
+    """
+
+    _impl_class = _KernelImpl
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        super().__init__(function)
+        self._kernel = name
+        self._cache_file = caching.IndexDataCacheFile(
+            cache_path=str(folder()), filename_base=f"{name}.py{_python_tag()}", source_stamp=source_hash()
+        )
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return sig, codegen.magic_tuple(), self._kernel
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except (OSError, EOFError, ValueError):
+            return None  # A damaged or unreadable entry costs a compilation, not the call.
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            new = not folder().exists()
+            super().save_overload(sig, data)
+            if new:
+                _forget_old_versions(folder().parent)
+        except OSError:
+            return  # A read-only or full disk costs the next process a compilation, nothing else.
+
+
+def _python_tag() -> str:
+    import sys
+
+    return f"{sys.version_info.major}{sys.version_info.minor}"
+
+
+def _forget_old_versions(parent: Path) -> None:
+    versions = sorted(parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+    for version in versions[_KEPT_VERSIONS:]:
+        shutil.rmtree(version, ignore_errors=True)
