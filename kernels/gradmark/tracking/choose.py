@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,19 +78,35 @@ class Choice:
     interrupted: bool
 
 
-def plan(operations: Iterable[str], dtype: str) -> list[Workload]:
+def plan(operations: Iterable[str], sizes: Container[str], dtype: str) -> list[Workload]:
     """The workloads of these operations, in the order in which they are measured.
 
     Cheap and informative first, since the budget may end before the list: what lives in the cache, then the
     initializers, then what lives in memory.
 
-    Raises LookupError for an operation that does not exist.
+    Parameters
+    ----------
+    operations : iterable of str
+        Names of the catalog.
+    sizes : container of str
+        Sizes of elementwise workloads, of `gradmark.workloads.TIMED_SIZES`. Initializers have one size here.
+    dtype : str
+
+    Raises
+    ------
+    LookupError
+        An operation does not exist.
     """
     found: dict[Workload, None] = {}
     for name in operations:
         row = catalog.operation(name)
         for workload in workloads.of_row(row):
-            size = MATRIX.get(name, OTHER_MATRIX) if row.family == "initializers" else workload.size
+            if row.family == "initializers":
+                size = MATRIX.get(name, OTHER_MATRIX)
+            elif workload.size in sizes:
+                size = workload.size
+            else:
+                continue
             found[dataclasses.replace(workload, size=size, dtype=dtype)] = None
     return sorted(found, key=_priority)
 
@@ -250,7 +266,7 @@ def record(choice: Choice, *, budget: float) -> dict[str, Any]:
 
 
 def _record_finding(finding: Finding) -> dict[str, Any]:
-    workload, verdict, measurement = finding.workload, finding.verdict, finding.measurement
+    workload, verdict = finding.workload, finding.verdict
     return {
         "operation": workload.operation,
         "variant": workload.variant,
@@ -261,20 +277,25 @@ def _record_finding(finding: Finding) -> dict[str, Any]:
         "fastest": verdict.fastest if verdict else None,
         "leaders": list(verdict.leaders) if verdict else [],
         "runner_up": verdict.runner_up if verdict else None,
-        "runner_up_over_first": _record_interval(verdict.ratio) if verdict and verdict.ratio else None,
+        "runner_up_over_first": _record_interval(verdict.ratio if verdict else None),
         "numpy_over_first": _record_interval(versus(finding, "numpy")),
         "bytes_moved": finding.bytes_moved,
         "setup_seconds": finding.setup_seconds,
         "absent": finding.absent,
-        "backends": {
-            name: {
-                "seconds_per_call": _record_interval(ruler.median_interval(values)),
-                "rounds": len(values),
-                "calls_per_round": measurement.number[name],
-            }
-            for name, values in (measurement.seconds.items() if measurement else ())
-            if values
-        },
+        "backends": _record_times(finding.measurement),
+    }
+
+
+def _record_times(measurement: ruler.Measurement | None) -> dict[str, Any]:
+    if measurement is None:
+        return {}
+    return {
+        name: {
+            "seconds_per_call": _record_interval(ruler.median_interval(values)),
+            "rounds": len(values),
+            "calls_per_round": measurement.number[name],
+        }
+        for name, values in measurement.seconds.items()
     }
 
 
