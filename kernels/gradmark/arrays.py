@@ -33,6 +33,12 @@ class ArrayLibrary(Protocol):
     def output(self, out: Any, like: Any, inputs: Sequence[tuple[str, Any]]) -> Any:
         """`out`, checked against `like` and for overlap with `inputs`; a new array where it is None."""
 
+    def extent(self, array: Any) -> tuple[int, int]:
+        """Address of the first byte of `array` and of the byte after its last; equal where it is empty."""
+
+    def overlap(self, a: Any, b: Any) -> bool:
+        """Whether a byte belongs to both arrays. For tensors: whether their extents meet."""
+
     def scalar(self, value: float, like: Any) -> Any:
         """A 0-d array with the dtype and device of `like`."""
 
@@ -98,6 +104,12 @@ class NumpyArrays:
                     f"out overlaps {role} without being the same array; give {role} itself or separate memory"
                 )
         return out
+
+    def extent(self, array: Any) -> tuple[int, int]:
+        return np.lib.array_utils.byte_bounds(array) if array.size else (0, 0)
+
+    def overlap(self, a: Any, b: Any) -> bool:
+        return np.shares_memory(a, b)
 
     def scalar(self, value: float, like: Any) -> Any:
         return np.array(value, dtype=like.dtype)
@@ -175,6 +187,12 @@ class TorchArrays:
                     f"out overlaps {role} without being the same tensor; give {role} itself or separate memory"
                 )
         return out
+
+    def extent(self, array: Any) -> tuple[int, int]:
+        return _extent(array) if array.numel() else (0, 0)
+
+    def overlap(self, a: Any, b: Any) -> bool:
+        return _tensors_overlap(a, b)
 
     def scalar(self, value: float, like: Any) -> Any:
         return self._torch.tensor(value, dtype=like.dtype, device=like.device)
