@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
+    from gradmark.tracking.choose import Choice
     from gradmark.verification import Check
+    from gradmark.workloads import Target
 
 DONE, FAILED, WRONG, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.run(options)
         sys.stdout.flush()
     except UsageError as error:
-        print(f"gradmark {options.command}: {error}", file=sys.stderr)
+        _complain(f"gradmark {options.command}: {error}")
         return WRONG
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -123,7 +125,7 @@ def _backends(options: argparse.Namespace) -> int:
 
     grid = _grid("backend", "dtypes", "here")
     for target in workloads.TARGETS.values():
-        reason = gradmark.why_unusable(target.backend, target.device)
+        reason = _why_unusable(target)
         grid.add_row(target.name, ", ".join(backends.DTYPES[target.backend]), reason or "usable")
     _stdout().print(grid)
     return DONE
@@ -159,7 +161,7 @@ def _choose(options: argparse.Namespace) -> int:
     return DONE if any(finding.status == choose.MEASURED for finding in choice.findings) else WRONG
 
 
-def _print_choice(choice: Any, budget: float, machine: dict[str, Any]) -> None:
+def _print_choice(choice: Choice, budget: float, machine: dict[str, Any]) -> None:
     from gradmark.tracking import choice_table
 
     console = _stdout()
@@ -213,69 +215,106 @@ def _verify(options: argparse.Namespace) -> int:
     operations = _known("operation", options.operations or None, catalog.OPERATIONS)
     _check_writable(options.json)
     with _progress("checks") as progress:
-        from gradmark import backends, verification
+        from gradmark import verification, workloads
         from gradmark.tracking import machine
 
-        asked = _known("backend", options.backend, backends.BACKENDS)
         dtypes = _known("dtype", options.dtype, _dtypes())
-        unusable = {name: gradmark.why_unusable(name) for name in asked}
+        asked = _known("backend", options.backend, workloads.TARGETS)
+        unusable = {name: _why_unusable(workloads.TARGETS[name]) for name in asked}
         if options.backend and any(unusable.values()):
             raise UsageError(_reasons(unusable))
         usable = [name for name in asked if unusable[name] is None]
         head = machine.provenance("verify", options.given)
-        task = progress.add_task("verifying", total=None, left="0")
-        checks: list[Check] = []
-        interrupted = False
-        try:
-            for check in verification.verify(operations, usable, dtypes):
-                checks.append(check)
-                name = f"{check.operation} {check.operation_pass} {check.backend} {check.dtype}"
-                progress.update(task, description=name, left=str(len(checks)), refresh=True)
-        except KeyboardInterrupt:
-            interrupted = True
-    body = {"interrupted": interrupted, "unusable": unusable, "checks": [_record_check(check) for check in checks]}
+        checks, interrupted = _collect(verification.verify(operations, usable, dtypes), progress)
+    unchecked = (
+        [] if interrupted else [name for name in operations if name not in {check.operation for check in checks}]
+    )
+    body = {
+        "interrupted": interrupted,
+        "unusable": {name: reason for name, reason in unusable.items() if reason is not None},
+        "unchecked": unchecked,
+        "checks": [_record_check(check) for check in checks],
+    }
     _write_json(options.json, {**head, **body})
-    if options.json != "-":
-        _print_checks(checks, unusable)
+    if options.json != "-" and checks:
+        _print_checks(checks, unusable, unchecked)
     if interrupted:
-        print("interrupted: the rest was not verified", file=sys.stderr)
+        _complain("interrupted: the rest was not verified")
         return INTERRUPTED
-    if not checks:
-        raise UsageError(f"nothing could be verified. {_reasons(unusable)}")
-    return DONE if all(check.passed for check in checks) else FAILED
+    if not all(check.passed for check in checks):
+        return FAILED
+    if not checks or (options.operations and unchecked):
+        raise UsageError(_nothing_verified(unchecked, usable, unusable))
+    return DONE
 
 
-def _print_checks(checks: Sequence[Check], unusable: dict[str, str | None]) -> None:
-    grid = _grid("operation", "pass", "backend", "dtype", "worst ULP", "allowed", "at", "result")
+def _collect(found: Iterator[Check], progress: Progress) -> tuple[list[Check], bool]:
+    """The checks, and whether Ctrl-C ended them."""
+    task = progress.add_task("verifying", total=None, left="0")
+    progress.refresh()
+    checks: list[Check] = []
+    try:
+        for check in found:
+            checks.append(check)
+            name = f"{check.operation} {check.operation_pass} {check.target} {check.dtype}"
+            progress.update(task, description=name, left=str(len(checks)), refresh=True)
+    except KeyboardInterrupt:
+        return checks, True
+    return checks, False
+
+
+def _print_checks(checks: Sequence[Check], unusable: Mapping[str, str | None], unchecked: Sequence[str]) -> None:
+    grid = _grid("operation", "pass", "backend", "dtype", "worst\nULP", "allowed", "at", "result")
     notes: dict[str, int] = {}
     for check in checks:
-        mark = f" [{notes.setdefault(check.note, len(notes) + 1)}]" if check.note else ""
+        remarks = [remark for remark in (check.note, _unit_remark(check)) if remark]
+        marks = "".join(f"[{notes.setdefault(remark, len(notes) + 1)}]" for remark in remarks)
         grid.add_row(
             check.operation,
             check.operation_pass,
-            check.backend,
+            check.target,
             check.dtype,
-            f"{check.worst:.2f}",
-            f"{check.allowed:g}{mark}",
-            check.where,
-            "pass" if check.passed else "FAIL",
+            f"{check.worst:.3g}",
+            f"{check.allowed:.3g}",
+            _shortened(check.where),
+            ("pass" if check.passed else "FAIL") + marks,
             style=None if check.passed else "bold red",
         )
     console = _stdout()
-    if checks:
-        console.print(grid)
+    console.print(grid)
     for note, number in notes.items():
-        console.print(f"[{number}] {note}")
+        console.print(f"[{number}] {note}.")
     for name, reason in unusable.items():
         if reason is not None:
             console.print(f"{name} was not verified: {reason}.")
+    if unchecked:
+        console.print(f"Without a comparison here: {', '.join(unchecked)}.")
     failed = sum(not check.passed for check in checks)
     console.print(f"{len(checks)} checks, {failed} failed.")
 
 
+def _shortened(where: str) -> str:
+    """The input with six digits to a number, for the table; result files have all of them."""
+    digits = re.sub(r"-?\d+\.\d+(e[+-]?\d+)?", lambda number: f"{float(number[0]):.6g}", where)
+    return digits.replace(" = ", "=")
+
+
+def _unit_remark(check: Check) -> str:
+    return "" if check.unit == "ULP" else f"counted in {check.unit}"
+
+
+def _nothing_verified(unchecked: Sequence[str], usable: Sequence[str], unusable: Mapping[str, str | None]) -> str:
+    from gradmark import backends, workloads
+
+    takes = "; ".join(f"{name} takes {', '.join(backends.DTYPES[workloads.TARGETS[name].backend])}" for name in usable)
+    because = "; ".join(filter(None, (takes, _reasons(unusable))))
+    return f"nothing could be verified for {', '.join(unchecked)} with these backends and dtypes ({because})"
+
+
 def _record_check(check: Check) -> dict[str, Any]:
-    record = dataclasses.asdict(check)
+    record = {**dataclasses.asdict(check), "passed": check.passed}
     record["pass"] = record.pop("operation_pass")
+    record["backend"] = record.pop("target")
     # JSON has neither NaN nor infinity: an error that is not finite is null, and `passed` tells what it means.
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
@@ -315,7 +354,11 @@ def _dtypes() -> list[str]:
     return list(dict.fromkeys(name for names in backends.DTYPES.values() for name in names))
 
 
-def _reasons(unusable: dict[str, str | None]) -> str:
+def _why_unusable(target: Target) -> str | None:
+    return gradmark.why_unusable(target.backend, target.device)
+
+
+def _reasons(unusable: Mapping[str, str | None]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in unusable.items() if reason is not None)
 
 
@@ -345,6 +388,14 @@ def _write_json(file: str | None, record: dict[str, Any]) -> None:
         raise UsageError(f"--json {file}: {error.strerror}") from error
 
 
+def _complain(message: str) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    # A terminal gets whole words in its width, a file or a pipe whole lines.
+    console.print(message, soft_wrap=not console.is_terminal)
+
+
 def _stdout() -> Console:
     from rich.console import Console
 
@@ -360,9 +411,9 @@ def _grid(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
-        grid.add_column(column, justify="right" if column in ("worst ULP", "allowed") else "left", overflow="fold")
+        grid.add_column(column, justify="right" if column in ("worst\nULP", "allowed") else "left", overflow="fold")
     return grid
 
 
