@@ -51,7 +51,8 @@ _32 = np.uint64(32)
 _M0, _M1, _W0, _W1 = np.uint64(M0), np.uint64(M1), np.uint64(W0), np.uint64(W1)
 
 
-@register_jitable  # type: ignore[untyped-decorator]
+# Inlined by Numba, as what leads to it is: LLVM inlines a call too late to vectorize the loop around it.
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
 def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
     """Philox4x32-10 of the counter (c0, c1, c2, c3) with the key (k0, k1): 32-bit words as uint64."""
     for _ in range(ROUNDS):
@@ -135,7 +136,7 @@ def _fill_blocks_of_2(elements: Callable[..., Any]) -> Loop:
     return fill  # type: ignore[no-any-return]
 
 
-@register_jitable  # type: ignore[untyped-decorator]
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
 def _uniform_32(index: Any, k0: Any, k1: Any, low: Any, span: Any, last: Any) -> Any:
     w0, w1, w2, w3 = _words(index, k0, k1)
     return (
@@ -146,7 +147,7 @@ def _uniform_32(index: Any, k0: Any, k1: Any, low: Any, span: Any, last: Any) ->
     )
 
 
-@register_jitable  # type: ignore[untyped-decorator]
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
 def _uniform_64(index: Any, k0: Any, k1: Any, low: Any, span: Any, last: Any) -> Any:
     w0, w1, w2, w3 = _words(index, k0, k1)
     u0 = np.float64(_53_bits(w0, w1)) * 2.0**-53
@@ -174,7 +175,7 @@ def _normal_64(index: Any, k0: Any, k1: Any, mean: Any, std: Any, unused: Any) -
     return mean + std * z0, mean + std * z1
 
 
-@register_jitable  # type: ignore[untyped-decorator]
+@register_jitable(inline="always")  # type: ignore[untyped-decorator]
 def _words(index: Any, k0: Any, k1: Any) -> Any:
     zero = np.uint64(0)
     return block(index & _MASK, index >> _32, zero, zero, k0, k1)

@@ -1,0 +1,79 @@
+"""Initializers in Numba: one pass over the result, in parallel where it is large.
+
+The contract is that of `initializers.public`. A constant and a diagonal are NumPy's: storing is all that they do.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from gradmark.numerics import philox_numba
+from gradmark.numerics.compile_cache import jit
+
+
+def uniform(shape: tuple[int, ...], seed: int, dtype: Any, device: str, low: float, high: float) -> Any:
+    """U(low, high)."""
+    weights = np.empty(shape, dtype)
+    philox_numba.fill_uniform(weights.reshape(-1), 0, seed, low, high)
+    return weights
+
+
+def normal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, mean: float, std: float) -> Any:
+    """N(mean, std²)."""
+    weights = np.empty(shape, dtype)
+    philox_numba.fill_normal(weights.reshape(-1), 0, seed, mean, std)
+    return weights
+
+
+def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
+    """A Haar-distributed matrix (or its transpose) with orthonormal columns, times gain."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    z = normal((rows, columns), seed, dtype, device, 0.0, 1.0)
+    weights = np.empty((rows, columns), dtype)
+    with _compiling:
+        orthonormalize = _orthonormalize(dtype.name, rows < columns)
+    if rows < columns:
+        orthonormalize(z.T, dtype.type(gain), weights.T)
+    else:
+        orthonormalize(z, dtype.type(gain), weights)
+    return weights.reshape(shape)
+
+
+def constant(shape: tuple[int, ...], dtype: Any, device: str, value: float) -> Any:
+    """The value everywhere."""
+    return np.full(shape, value, dtype)
+
+
+def identity(shape: tuple[int, ...], dtype: Any, device: str, gain: float) -> Any:
+    """`gain` on the main diagonal, 0 elsewhere."""
+    weights = np.zeros(shape, dtype)
+    np.fill_diagonal(weights, gain)
+    return weights
+
+
+_compiling = threading.Lock()
+
+
+@functools.cache
+def _orthonormalize(dtype: str, transposed: bool) -> Callable[..., None]:
+    """Compiled for matrices in C order, or for their transposes."""
+    scalar = numba.from_dtype(np.dtype(dtype))
+    matrix = numba.types.Array(scalar, 2, "F" if transposed else "C")
+    name = f"orthonormalize_{matrix.layout}_{dtype}"
+    return jit(_orthonormalize_columns, numba.types.void(matrix, scalar, matrix), name=name)
+
+
+def _orthonormalize_columns(z: Any, gain: Any, out: Any) -> None:
+    q, r = np.linalg.qr(z)
+    for j in range(q.shape[1]):
+        # LAPACK fixes no signs. With R's diagonal positive the factorization is unique, and Q is Haar (Mezzadri 2007).
+        scale = -gain if r[j, j] < 0 else gain
+        for i in range(q.shape[0]):
+            out[i, j] = scale * q[i, j]

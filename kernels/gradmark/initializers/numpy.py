@@ -1,0 +1,47 @@
+"""Initializers in NumPy. The contract is that of `initializers.public`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gradmark.numerics import philox_numpy
+
+
+def uniform(shape: tuple[int, ...], seed: int, dtype: Any, device: str, low: float, high: float) -> Any:
+    """U(low, high)."""
+    weights = np.empty(shape, dtype)
+    philox_numpy.fill_uniform(weights.reshape(-1), 0, seed, low, high)
+    return weights
+
+
+def normal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, mean: float, std: float) -> Any:
+    """N(mean, std²)."""
+    weights = np.empty(shape, dtype)
+    philox_numpy.fill_normal(weights.reshape(-1), 0, seed, mean, std)
+    return weights
+
+
+def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
+    """A Haar-distributed matrix (or its transpose) with orthonormal columns, times gain."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    computed_in = np.promote_types(dtype, np.float32)
+    z = normal((rows, columns), seed, computed_in, device, 0.0, 1.0)
+    q, r = np.linalg.qr(z.T if rows < columns else z)
+    # LAPACK fixes no signs. With R's diagonal positive the factorization is unique, and Q is Haar (Mezzadri 2007).
+    q *= np.where(np.diagonal(r) < 0, -gain, gain).astype(computed_in)
+    return np.ascontiguousarray(q.T if rows < columns else q, dtype).reshape(shape)
+
+
+def constant(shape: tuple[int, ...], dtype: Any, device: str, value: float) -> Any:
+    """The value everywhere."""
+    return np.full(shape, value, dtype)
+
+
+def identity(shape: tuple[int, ...], dtype: Any, device: str, gain: float) -> Any:
+    """`gain` on the main diagonal, 0 elsewhere."""
+    weights = np.zeros(shape, dtype)
+    np.fill_diagonal(weights, gain)
+    return weights

@@ -1,0 +1,309 @@
+"""The public functions of an initializer: arguments checked once, then the backend's implementation.
+
+An implementation of the initializer `f` with parameters p is a function
+
+    f(shape, seed, dtype, device, *p) -> weights        (without seed where nothing is random)
+
+It may rely on this: shape is a tuple of positive ints of an allowed length, 0 <= seed < 2^64, dtype is one of the
+array library, and the parameters are floats for which no weight overflows. A row with `of` is a named case: it has
+no implementation of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from gradmark.arrays import ArrayLibrary
+from gradmark.catalog import Initializer, Parameter
+from gradmark.numerics.philox import LARGEST_NORMAL, interval
+from gradmark.signatures import define
+
+
+def functions(row: Initializer, implementation: ModuleType, arrays: ArrayLibrary) -> dict[str, Callable[..., Any]]:
+    """The function of `row`, by name."""
+    kernel = getattr(implementation, row.of or row.name)
+    empty = functools.partial(implementation.constant, value=0.0)
+    names = {"initialize": functools.partial(_initialize, row, kernel, empty, arrays)}
+    parameters = ", ".join(f"{p.name!r}: {p.name}" for p in row.parameters)
+    body = f"return initialize(shape, {'(seed,)' if row.seeded else '()'}, dtype, {{{parameters}}})"
+    return {row.name: define(row.name, signature(row), body, names, _doc(row))}
+
+
+def signature(row: Initializer) -> str:
+    """The signature of the function of `row`: what has no default comes first."""
+    required = [p.name for p in row.parameters if p.default is None]
+    optional = [f"{p.name}={p.default!r}" for p in row.parameters if p.default is not None]
+    keywords = [*(["seed"] if row.seeded else []), *required, "dtype='float32'", *optional]
+    return f"(shape, *, {', '.join(keywords)})"
+
+
+def fans(shape: int | Sequence[int]) -> tuple[int, int]:
+    """fan_in and fan_out of a weight: the inputs that an output sees, and the outputs that an input reaches.
+
+    Parameters
+    ----------
+    shape : tuple or list of int
+        (out, in, *kernel), as in PyTorch.
+
+    Returns
+    -------
+    fan_in, fan_out : int
+        in · k and out · k, where k is the number of elements of the kernel (1 for a linear layer).
+
+    Raises
+    ------
+    TypeError, ValueError
+        A shape that is none, or of fewer than two dimensions.
+
+    Source
+    ------
+    He, Zhang, Ren, Sun, ICCV 2015, section 2.2; the convention is that of torch.nn.init.
+
+    Examples
+    --------
+    >>> from gradmark.initializers.public import fans
+    >>> fans((128, 64, 3, 3))
+    (576, 1152)
+    """
+    checked = check_shape(shape)
+    if len(checked) < 2:
+        raise ValueError(
+            f"fan_in and fan_out need a shape (out, in, *kernel) of at least 2 dimensions, got shape {checked}"
+        )
+    kernel = math.prod(checked[2:])
+    return checked[1] * kernel, checked[0] * kernel
+
+
+def check_shape(shape: Any) -> tuple[int, ...]:
+    """`shape` as a tuple of ints; TypeError or ValueError unless it is a shape."""
+    lengths = (shape,) if isinstance(shape, numbers.Integral) else shape
+    if not isinstance(lengths, (tuple, list)):
+        raise TypeError(f"shape must be an int or a tuple of ints, got {shape!r} of type {type(shape).__name__}")
+    for length in lengths:
+        if isinstance(length, bool) or not isinstance(length, numbers.Integral):
+            raise TypeError(f"shape must hold ints, got {length!r} of type {type(length).__name__} in shape {shape!r}")
+        if length < 0:
+            raise ValueError(f"shape must not hold negative lengths, got {shape!r}")
+    if len(lengths) > _DIMENSIONS:
+        raise ValueError(f"shape has {len(lengths)} dimensions; at most {_DIMENSIONS} are accepted")
+    return tuple(int(length) for length in lengths)
+
+
+def check_seed(seed: Any) -> int:
+    """`seed` as an int; TypeError or ValueError unless it is one with 0 <= seed < 2**64."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise TypeError(f"seed must be an int with 0 <= seed < 2**64, got {seed!r} of type {type(seed).__name__}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be an int with 0 <= seed < 2**64, got {seed!r}")
+    return int(seed)
+
+
+_DIMENSIONS = 64
+"""What NumPy 2 and PyTorch allow."""
+
+_LARGEST = {"float16": 65504.0, "bfloat16": (2 - 2**-7) * 2.0**127, "float32": (2 - 2**-23) * 2.0**127}
+_LARGEST["float64"] = (2 - 2**-52) * 2.0**1023
+"""The largest finite number of each dtype: IEEE 754, and bfloat16 with float32's exponent and 8 bits of significand."""
+
+_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+_MATRICES_FOR_QR = 5
+"""What an orthogonal matrix takes at its peak, in matrices: Z, LAPACK's copy, Q, R, the result."""
+
+
+def _initialize(
+    row: Initializer,
+    kernel: Callable[..., Any],
+    empty: Callable[..., Any],
+    arrays: ArrayLibrary,
+    shape: Any,
+    seed: tuple[Any, ...],
+    dtype: Any,
+    parameters: Mapping[str, Any],
+) -> Any:
+    shape = check_shape(shape)
+    seed = tuple(map(check_seed, seed))
+    dtype = arrays.check_dtype_name(dtype)
+    arguments = {name: _number(value, name) for name, value in parameters.items()}
+    if row.of is not None:
+        arguments = _arguments(row, shape, arguments)
+    dtype_name = str(dtype).removeprefix("torch.")
+    _CHECKS[row.of or row.name](row, shape, dtype_name, **arguments)
+    _check_memory(row, shape, dtype_name, arrays.device)
+    with arrays.quiet():
+        if 0 in shape:
+            return empty(shape, dtype, arrays.device)
+        return kernel(shape, *seed, dtype, arrays.device, **arguments)
+
+
+def _arguments(row: Initializer, shape: tuple[int, ...], parameters: dict[str, float]) -> dict[str, float]:
+    """The arguments of the initializer that `row` is a named case of."""
+    assert row.arguments is not None
+    for name, value in parameters.items():
+        if value < 0:
+            raise ValueError(f"{row.name}: {name} must not be negative, got {value!r}")
+    # Only what is random is scaled by fans. Those of an empty weight may be 0, and scale nothing.
+    fan_in, fan_out = fans(shape) if row.seeded else (1, 1)
+    try:
+        return dict(row.arguments(max(fan_in, 1), max(fan_out, 1), **parameters))
+    except OverflowError:
+        return dict.fromkeys(("low", "high", "mean", "std"), math.inf)
+
+
+def _number(value: Any, name: str) -> float:
+    """`value` as a float; TypeError or ValueError unless it is a finite real number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite and within the range of float64, got {value!r}")
+    return number
+
+
+def _check_uniform(row: Initializer, shape: tuple[int, ...], dtype: str, *, low: float, high: float) -> None:
+    _check_range(row, shape, dtype, low=low, high=high)
+    computed_in = "float64" if dtype == "float64" else "float32"
+    _, span, _ = interval(low, high, computed_in)
+    if not math.isfinite(span):
+        raise ValueError(f"{row.name}: high - low overflows {computed_in}, got low={low!r}, high={high!r}")
+    # A named case of gain 0 is U(0, 0).
+    if row.of is None and span <= 0:
+        raise ValueError(f"{row.name}: low must be below high in {computed_in}, got low={low!r}, high={high!r}")
+
+
+def _check_normal(row: Initializer, shape: tuple[int, ...], dtype: str, *, mean: float, std: float) -> None:
+    if std < 0:
+        raise ValueError(f"{row.name}: std must not be negative, got {std!r}")
+    largest = LARGEST_NORMAL["float64" if dtype == "float64" else "float32"]
+    if not abs(mean) + std * largest <= _LARGEST[dtype]:
+        raise ValueError(
+            f"{row.name}: mean={mean!r} and std={std!r} give weights up to |mean| + {largest:.2f} std;"
+            f" {dtype} ends at {_LARGEST[dtype]:.6g}"
+        )
+
+
+def _check_orthogonal(row: Initializer, shape: tuple[int, ...], dtype: str, *, gain: float) -> None:
+    if len(shape) < 2:
+        raise ValueError(f"{row.name} needs a shape (out, in, *kernel) of at least 2 dimensions, got shape {shape}")
+    _check_range(row, shape, dtype, gain=gain)
+
+
+def _check_identity(row: Initializer, shape: tuple[int, ...], dtype: str, *, gain: float) -> None:
+    if len(shape) != 2:
+        raise ValueError(f"{row.name} needs a shape (rows, columns) of exactly 2 dimensions, got shape {shape}")
+    _check_range(row, shape, dtype, gain=gain)
+
+
+def _check_range(row: Initializer, shape: tuple[int, ...], dtype: str, **arguments: float) -> None:
+    for name, value in arguments.items():
+        if not abs(value) <= _LARGEST[dtype]:
+            raise ValueError(f"{row.name}: {name}={value!r} overflows {dtype}, which ends at {_LARGEST[dtype]:.6g}")
+
+
+_CHECKS: dict[str, Callable[..., None]] = {
+    "uniform": _check_uniform,
+    "normal": _check_normal,
+    "orthogonal": _check_orthogonal,
+    "constant": _check_range,
+    "identity": _check_identity,
+}
+"""What each initializer asks of its shape and parameters."""
+
+
+def _check_memory(row: Initializer, shape: tuple[int, ...], dtype: str, device: str) -> None:
+    """Raise before any work where the weights cannot fit. Lengths beside a 0 must be addressable all the same."""
+    size = _BYTES[dtype] * math.prod(length for length in shape if length > 0)
+    if 0 in shape:
+        available = 2**63 - 1
+    else:
+        available = _memory(device)
+        if row.distribution == "orthogonal":
+            size *= _MATRICES_FOR_QR * max(1, 4 // _BYTES[dtype])
+    if size > available:
+        raise MemoryError(
+            f"{row.name} of shape {shape} in {dtype} needs {size / 2**30:.3g} GiB;"
+            f" {device} has {available / 2**30:.3g} GiB: give a smaller shape"
+        )
+
+
+@functools.cache
+def _memory(device: str) -> int:
+    """Bytes of memory of a device, used or not."""
+    if device == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    import torch
+
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+_SEED = """\
+seed : int
+    0 <= seed < 2**64. The same seed gives the same weights at any thread count; those of uniform distributions are
+    the same bits in every backend, normal ones agree to a few ULP, orthogonal ones as closely as QR is conditioned.
+"""
+
+
+def _doc(row: Initializer) -> str:
+    dimensions = "of any number of dimensions"
+    if row.of is not None and row.seeded or row.distribution == "orthogonal":
+        dimensions = "of at least 2 dimensions"
+    elif row.name == "identity":
+        dimensions = "of exactly 2 dimensions"
+    note = _NOTES.get(row.distribution, "")
+    required = "".join(f", {p.name}={p.samples[0]!r}" for p in row.parameters if p.default is None)
+    call = f"(6, 4){', seed=0' if row.seeded else ''}{required}"
+    return f"""Weights: {row.formula}.
+
+Parameters
+----------
+shape : int, or tuple or list of int
+    (out, in, *kernel) as in PyTorch, {dimensions}; without elements where a length is 0.
+{_SEED if row.seeded else ""}{"".join(map(_parameter_doc, row.parameters))}dtype : str or dtype
+    The dtype of the result; half precision is computed in float32.
+
+Returns
+-------
+weights : array
+    C-contiguous, of the shape and dtype asked for, on the backend's device.{note}
+
+Raises
+------
+TypeError
+    A shape or seed that is no int, a parameter that is no number, a dtype that the backend lacks.
+ValueError
+    A negative length, too few dimensions, a seed or a parameter out of range, weights that would overflow the dtype.
+MemoryError
+    More weights than the device has memory for.
+
+Source
+------
+{row.source}
+
+Examples
+--------
+>>> import gradmark
+>>> gradmark.backend("numpy").{row.name}({call}).shape
+(6, 4)
+"""
+
+
+_NOTES = {
+    "uniform": """
+    Below `high` in float32 and float64; rounding to half precision may reach it.""",
+    "orthogonal": """
+    Flattened to (out, rest), its rows are orthogonal with norm |gain| if out <= rest, else its columns.""",
+}
+
+
+def _parameter_doc(parameter: Parameter) -> str:
+    default = "" if parameter.default is None else f" Default: {parameter.default!r}."
+    return f"{parameter.name} : float\n    {parameter.doc[0].upper()}{parameter.doc[1:]}.{default}\n"

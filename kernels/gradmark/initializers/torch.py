@@ -1,0 +1,47 @@
+"""Initializers in PyTorch, computed on the device of the result. The contract is that of `initializers.public`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from gradmark.numerics import philox_torch
+
+
+def uniform(shape: tuple[int, ...], seed: int, dtype: Any, device: str, low: float, high: float) -> Any:
+    """U(low, high)."""
+    weights = torch.empty(shape, dtype=dtype, device=device)
+    philox_torch.fill_uniform(weights.view(-1), 0, seed, low, high)
+    return weights
+
+
+def normal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, mean: float, std: float) -> Any:
+    """N(mean, std²)."""
+    weights = torch.empty(shape, dtype=dtype, device=device)
+    philox_torch.fill_normal(weights.view(-1), 0, seed, mean, std)
+    return weights
+
+
+def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
+    """A Haar-distributed matrix (or its transpose) with orthonormal columns, times gain."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    computed_in = torch.promote_types(dtype, torch.float32)
+    z = normal((rows, columns), seed, computed_in, device, 0.0, 1.0)
+    q, r = torch.linalg.qr(z.T if rows < columns else z)
+    # LAPACK fixes no signs. With R's diagonal positive the factorization is unique, and Q is Haar (Mezzadri 2007).
+    q *= torch.where(torch.diagonal(r) < 0, -gain, gain).to(computed_in)
+    return (q.T if rows < columns else q).to(dtype).contiguous().reshape(shape)
+
+
+def constant(shape: tuple[int, ...], dtype: Any, device: str, value: float) -> Any:
+    """The value everywhere."""
+    return torch.full(shape, value, dtype=dtype, device=device)
+
+
+def identity(shape: tuple[int, ...], dtype: Any, device: str, gain: float) -> Any:
+    """`gain` on the main diagonal, 0 elsewhere."""
+    weights = torch.zeros(shape, dtype=dtype, device=device)
+    weights.fill_diagonal_(gain)
+    return weights
