@@ -103,11 +103,8 @@ def backend(name: str, *, device: str = "cpu") -> Backend:
 
 @functools.cache
 def _backend(name: str, device: str) -> Backend:
-    arrays: ArrayLibrary
-    if name == "torch":
-        arrays = TorchArrays(name, DTYPES[name], device)
-    else:
-        arrays = NumpyArrays(name, DTYPES[name])
+    dtypes = DTYPES[name]
+    arrays: ArrayLibrary = TorchArrays(name, dtypes, device) if name == "torch" else NumpyArrays(name, dtypes)
     return Backend(name, device, arrays)
 
 
@@ -139,7 +136,7 @@ def _why_no_torch_device(device: str) -> str | None:
         return None
     if parsed.type != "cuda":
         return f"device type {parsed.type!r} is not supported: give 'cpu', 'cuda' or 'cuda:INDEX'"
-    if not torch.backends.cuda.is_built():
+    if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device"

@@ -209,7 +209,7 @@ def _gelu_tanh_argument(m: Elementary) -> Scalar:
         high = x * total
         return high, fma(x, total, -high) + x * rest
 
-    return argument  # type: ignore[no-any-return]
+    return argument
 
 
 def _rest_of_constants() -> tuple[float, float]:
@@ -243,22 +243,26 @@ def _logistic(m: Elementary) -> Scalar:
         smaller = e * larger
         return (smaller, larger) if high < zero else (larger, smaller)
 
-    return logistic  # type: ignore[no-any-return]
+    return logistic
 
 
 def _swish(m: Elementary) -> tuple[Scalar, Scalar]:
     fma, logistic, zero, one = m.fma, _logistic(m), m.real(0), m.real(1)
     largest = m.real(1e4)
 
-    def value(x: Any, p: Any) -> Any:
+    @register_jitable
+    def gate(p: Any, x: Any) -> Any:
         z = p * x
-        s, _ = logistic(z, fma(p, x, -z))
+        # Beyond ±1e4 the rest has no say, and is NaN where z has overflowed.
+        return z, logistic(z, fma(p, x, -z) if abs(z) < largest else zero)
+
+    def value(x: Any, p: Any) -> Any:
+        _, (s, _) = gate(p, x)
         return math.copysign(zero, x) if s == zero else x * s
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
         # df/dx = s + z s (1 - s), df/dp = x² s (1 - s), with z = p x.
-        z = p * x
-        s, complement = logistic(z, fma(p, x, -z))
+        z, (s, complement) = gate(p, x)
         # Where exp(-|z|) is 0, an infinite or overflowing z or x² must not meet it as inf · 0.
         clamped = largest if z > largest else z
         clamped = -largest if clamped < -largest else clamped

@@ -20,7 +20,7 @@ def sigmoid(x: Any, out: Any) -> Any:
 
 def sigmoid_backward(grad: Any, x: Any, out: Any) -> Any:
     """ATen's kernel, on the recomputed y: y' = y (1 - y)."""
-    return aten.sigmoid_backward.grad_input(grad, torch.sigmoid(x), grad_input=out)
+    return _from_output(aten.sigmoid_backward, grad, torch.sigmoid(_wide(x)), out)
 
 
 def tanh(x: Any, out: Any) -> Any:
@@ -30,7 +30,7 @@ def tanh(x: Any, out: Any) -> Any:
 
 def tanh_backward(grad: Any, x: Any, out: Any) -> Any:
     """ATen's kernel, on the recomputed y: y' = 1 - y²."""
-    return aten.tanh_backward.grad_input(grad, torch.tanh(x), grad_input=out)
+    return _from_output(aten.tanh_backward, grad, torch.tanh(_wide(x)), out)
 
 
 def relu(x: Any, out: Any) -> Any:
@@ -122,6 +122,13 @@ def silu(x: Any, out: Any) -> Any:
 def silu_backward(grad: Any, x: Any, out: Any) -> Any:
     """ATen's kernel: s (1 + x (1 - s))."""
     return aten.silu_backward.grad_input(grad, x, grad_input=out)
+
+
+def _from_output(operator: Any, grad: Any, y: Any, out: Any) -> Any:
+    """An ATen backward that takes y. In half precision y is float32: rounded, it would cost all digits of 1 - y."""
+    if grad.dtype == y.dtype:
+        return operator.grad_input(grad, y, grad_input=out)
+    return out.copy_(operator.default(_wide(grad), y))
 
 
 def _wide(x: Any) -> Any:

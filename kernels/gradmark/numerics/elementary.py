@@ -69,9 +69,7 @@ class _Format:
 
 
 _FORMATS = {
-    "float32": _Format(
-        np.float32, np.int32, types.float32, types.int32, 23, 127, 89.0, -104.0, 355 / 512, -20.0, 15.0
-    ),
+    "float32": _Format(np.float32, np.int32, types.float32, types.int32, 23, 127, 89.0, -104.0, 355 / 512, -20.0, 15.0),
     "float64": _Format(
         np.float64,
         np.int64,
@@ -139,14 +137,14 @@ def _bit_cast(source: Any, target: Any) -> Function:
 
         return target(source), generate
 
-    return cast  # type: ignore[no-any-return]
+    return cast
 
 
 def _polynomial(coefficients: tuple[Any, ...]) -> Function:
     """Horner's scheme, unrolled into nested closures so that the compiled code has no loop and no table."""
     *lower, last = coefficients
     if not lower:
-        return register_jitable(lambda x: last)  # type: ignore[no-any-return]
+        return register_jitable(lambda x: last)
     first = coefficients[0]
     rest = _polynomial(coefficients[1:])
 
@@ -154,7 +152,7 @@ def _polynomial(coefficients: tuple[Any, ...]) -> Function:
     def evaluate(x: Any) -> Any:
         return fma(rest(x), x, first)
 
-    return evaluate  # type: ignore[no-any-return]
+    return evaluate
 
 
 def _exp_parts(dtype: str, form: _Format) -> Function:
@@ -181,7 +179,7 @@ def _exp_parts(dtype: str, form: _Format) -> Function:
         r = fma(-k_real, low, r) + correction
         return k, r, quotient(r)
 
-    return parts  # type: ignore[no-any-return]
+    return parts
 
 
 def _log2_low(high: float) -> float:
@@ -200,7 +198,7 @@ def _power_of_two(form: _Format) -> Function:
     def power(k: Any) -> Any:
         return as_float((k + bias) << shift)
 
-    return power  # type: ignore[no-any-return]
+    return power
 
 
 def _exp(form: _Format, parts: Function) -> tuple[Function, Function]:
@@ -244,7 +242,7 @@ def _expm1(form: _Format, parts: Function) -> Function:
         # r loses the sign of a zero.
         return x if x == zero else value
 
-    return expm1  # type: ignore[no-any-return]
+    return expm1
 
 
 def _tanh(form: _Format, expm1: Function) -> Function:
@@ -258,7 +256,7 @@ def _tanh(form: _Format, expm1: Function) -> Function:
         e = expm1(minus_two * abs(x))
         return math.copysign(e / (two + e), x)
 
-    return tanh  # type: ignore[no-any-return]
+    return tanh
 
 
 def _gaussian(dtype: str, form: _Format, exp_sum: Function) -> tuple[Function, Function]:

@@ -251,7 +251,7 @@ def _channelwise_loops(
     if (arrays, sums) not in ((1, False), (2, True)):
         raise ValueError(f"a channelwise kernel reads x, or grad and x with a sum; got {arrays} arrays, sums={sums}")
     f = numba.extending.register_jitable(f)
-    scalar, source, target = _types(dtype)
+    _, source, target = _types(dtype)
     if layout == "rows":
         make = _rows_with_sums(f) if sums else _rows(f)
         signature = types.void(*[source] * arrays, source, types.int64, target, types.Array(types.float64, 1, "C"))
