@@ -88,7 +88,7 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     for length in lengths:
         if isinstance(length, bool) or not isinstance(length, numbers.Integral):
             raise TypeError(f"shape must hold ints, got {length!r} of type {type(length).__name__} in shape {shape!r}")
-        if length < 0:
+        if int(length) < 0:
             raise ValueError(f"shape must not hold negative lengths, got {shape!r}")
     if len(lengths) > _DIMENSIONS:
         raise ValueError(f"shape has {len(lengths)} dimensions; at most {_DIMENSIONS} are accepted")
@@ -99,7 +99,7 @@ def check_seed(seed: Any) -> int:
     """`seed` as an int; TypeError or ValueError unless it is one with 0 <= seed < 2**64."""
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise TypeError(f"seed must be an int with 0 <= seed < 2**64, got {seed!r} of type {type(seed).__name__}")
-    if not 0 <= seed < 2**64:
+    if not 0 <= int(seed) < 2**64:
         raise ValueError(f"seed must be an int with 0 <= seed < 2**64, got {seed!r}")
     return int(seed)
 
@@ -130,12 +130,12 @@ def _initialize(
     shape = check_shape(shape)
     seed = tuple(map(check_seed, seed))
     dtype = arrays.check_dtype_name(dtype)
+    dtype_name = str(dtype).removeprefix("torch.")
+    _check_memory(row, shape, dtype_name, arrays.device)
     arguments = {name: _number(value, name) for name, value in parameters.items()}
     if row.of is not None:
         arguments = _arguments(row, shape, arguments)
-    dtype_name = str(dtype).removeprefix("torch.")
     _CHECKS[row.of or row.name](row, shape, dtype_name, **arguments)
-    _check_memory(row, shape, dtype_name, arrays.device)
     with arrays.quiet():
         if 0 in shape:
             return empty(shape, dtype, arrays.device)
@@ -150,10 +150,7 @@ def _arguments(row: Initializer, shape: tuple[int, ...], parameters: dict[str, f
             raise ValueError(f"{row.name}: {name} must not be negative, got {value!r}")
     # Only what is random is scaled by fans. Those of an empty weight may be 0, and scale nothing.
     fan_in, fan_out = fans(shape) if row.seeded else (1, 1)
-    try:
-        return dict(row.arguments(max(fan_in, 1), max(fan_out, 1), **parameters))
-    except OverflowError:
-        return dict.fromkeys(("low", "high", "mean", "std"), math.inf)
+    return dict(row.arguments(max(fan_in, 1), max(fan_out, 1), **parameters))
 
 
 def _number(value: Any, name: str) -> float:
@@ -230,8 +227,8 @@ def _check_memory(row: Initializer, shape: tuple[int, ...], dtype: str, device: 
             size *= _MATRICES_FOR_QR * max(1, 4 // _BYTES[dtype])
     if size > available:
         raise MemoryError(
-            f"{row.name} of shape {shape} in {dtype} needs {size / 2**30:.3g} GiB;"
-            f" {device} has {available / 2**30:.3g} GiB: give a smaller shape"
+            f"{row.name} of shape {shape} in {dtype} needs {size >> 20} MiB;"
+            f" {device} has {available >> 20} MiB: give a smaller shape"
         )
 
 
@@ -254,7 +251,7 @@ seed : int
 
 def _doc(row: Initializer) -> str:
     dimensions = "of any number of dimensions"
-    if row.of is not None and row.seeded or row.distribution == "orthogonal":
+    if (row.of is not None and row.seeded) or row.distribution == "orthogonal":
         dimensions = "of at least 2 dimensions"
     elif row.name == "identity":
         dimensions = "of exactly 2 dimensions"

@@ -38,7 +38,7 @@ def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> Non
     _fill("normal", out, first, seed, np.float64(mean), np.float64(std), np.float64(0.0))
 
 
-@register_jitable  # type: ignore[untyped-decorator]
+@register_jitable
 def box_muller(u1: float, u2: float) -> tuple[float, float]:
     """Two independent standard normals from u1 in (0, 1] and u2 in [0, 1), float64."""
     radius = math.sqrt(-2.0 * math.log(u1))
@@ -52,7 +52,7 @@ _M0, _M1, _W0, _W1 = np.uint64(M0), np.uint64(M1), np.uint64(W0), np.uint64(W1)
 
 
 # Inlined by Numba, as what leads to it is: LLVM inlines a call too late to vectorize the loop around it.
-@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+@register_jitable(inline="always")
 def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
     """Philox4x32-10 of the counter (c0, c1, c2, c3) with the key (k0, k1): 32-bit words as uint64."""
     for _ in range(ROUNDS):
@@ -96,7 +96,7 @@ def _loop(elements: Callable[..., Any], per_block: int) -> Loop:
     """The loop over the elements of a result, `per_block` at a time."""
     fill_blocks = _fill_blocks_of_4(elements) if per_block == 4 else _fill_blocks_of_2(elements)
 
-    @register_jitable  # type: ignore[untyped-decorator]
+    @register_jitable
     def fill_ragged(out: Any, first: int, k0: Any, k1: Any, a: Any, b: Any, c: Any) -> None:
         for i in range(out.size):
             out[i] = elements(np.uint64((first + i) // per_block), k0, k1, a, b, c)[(first + i) % per_block]
@@ -117,26 +117,26 @@ def _loop(elements: Callable[..., Any], per_block: int) -> Loop:
 
 
 def _fill_blocks_of_4(elements: Callable[..., Any]) -> Loop:
-    @register_jitable  # type: ignore[untyped-decorator]
+    @register_jitable
     def fill(out: Any, first_block: Any, k0: Any, k1: Any, a: Any, b: Any, c: Any) -> None:
         for i in range(out.size // 4):
             out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3] = elements(
                 first_block + np.uint64(i), k0, k1, a, b, c
             )
 
-    return fill  # type: ignore[no-any-return]
+    return fill
 
 
 def _fill_blocks_of_2(elements: Callable[..., Any]) -> Loop:
-    @register_jitable  # type: ignore[untyped-decorator]
+    @register_jitable
     def fill(out: Any, first_block: Any, k0: Any, k1: Any, a: Any, b: Any, c: Any) -> None:
         for i in range(out.size // 2):
             out[2 * i], out[2 * i + 1] = elements(first_block + np.uint64(i), k0, k1, a, b, c)
 
-    return fill  # type: ignore[no-any-return]
+    return fill
 
 
-@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+@register_jitable(inline="always")
 def _uniform_32(index: Any, k0: Any, k1: Any, low: Any, span: Any, last: Any) -> Any:
     w0, w1, w2, w3 = _words(index, k0, k1)
     return (
@@ -147,7 +147,7 @@ def _uniform_32(index: Any, k0: Any, k1: Any, low: Any, span: Any, last: Any) ->
     )
 
 
-@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+@register_jitable(inline="always")
 def _uniform_64(index: Any, k0: Any, k1: Any, low: Any, span: Any, last: Any) -> Any:
     w0, w1, w2, w3 = _words(index, k0, k1)
     u0 = np.float64(_53_bits(w0, w1)) * 2.0**-53
@@ -155,7 +155,7 @@ def _uniform_64(index: Any, k0: Any, k1: Any, low: Any, span: Any, last: Any) ->
     return min(low + span * u0, last), min(low + span * u1, last)
 
 
-@register_jitable  # type: ignore[untyped-decorator]
+@register_jitable
 def _normal_32(index: Any, k0: Any, k1: Any, mean: Any, std: Any, unused: Any) -> Any:
     w0, w1, w2, w3 = _words(index, k0, k1)
     z0, z1 = box_muller(np.float64(np.int64(w0) + 1) * 2.0**-32, np.float64(np.int64(w1)) * 2.0**-32)
@@ -168,25 +168,25 @@ def _normal_32(index: Any, k0: Any, k1: Any, mean: Any, std: Any, unused: Any) -
     )
 
 
-@register_jitable  # type: ignore[untyped-decorator]
+@register_jitable
 def _normal_64(index: Any, k0: Any, k1: Any, mean: Any, std: Any, unused: Any) -> Any:
     w0, w1, w2, w3 = _words(index, k0, k1)
     z0, z1 = box_muller(np.float64(_53_bits(w0, w1) + 1) * 2.0**-53, np.float64(_53_bits(w2, w3)) * 2.0**-53)
     return mean + std * z0, mean + std * z1
 
 
-@register_jitable(inline="always")  # type: ignore[untyped-decorator]
+@register_jitable(inline="always")
 def _words(index: Any, k0: Any, k1: Any) -> Any:
     zero = np.uint64(0)
     return block(index & _MASK, index >> _32, zero, zero, k0, k1)
 
 
-@register_jitable  # type: ignore[untyped-decorator]
+@register_jitable
 def _unit_32(word: Any) -> Any:
     # A signed integer of 32 bits: the only kind that AVX2 converts to float32 in one instruction.
     return np.float32(np.int32(word >> np.uint64(8))) * np.float32(2.0**-24)
 
 
-@register_jitable  # type: ignore[untyped-decorator]
+@register_jitable
 def _53_bits(a: Any, b: Any) -> Any:
     return np.int64(((a >> np.uint64(5)) << np.uint64(26)) + (b >> np.uint64(6)))
