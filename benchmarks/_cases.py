@@ -84,12 +84,14 @@ class Timed:
 
     Two rounds are two processes: what one draws once (addresses, the order of compilation) is not mistaken for a
     difference between commits. Bursts of at least `sample_time` keep the clock's resolution and the loop out of it.
+    A call that takes longer than `repeat` allows is timed once a round: `prepared` has already warmed it up.
     """
 
     rounds = 2
-    repeat = (3, 10, 0.2)
+    repeat = (1, 10, 0.2)
+    min_run_count = 1
     sample_time = 0.01
-    warmup_time = 0.05
+    warmup_time = 0.03
     timeout = 120.0
 
     def timer(self) -> float:
@@ -97,14 +99,21 @@ class Timed:
         return clock()
 
 
-def timing_classes(rows: Iterable[Any], module: str) -> dict[str, type]:
+class TimedOnce(Timed):
+    """Calls of tenths of seconds and more: one round, since the second would cost more than it tells."""
+
+    rounds = 1
+    repeat = (1, 5, 0.5)
+
+
+def timing_classes(rows: Iterable[Any], module: str, base: type = Timed) -> dict[str, type]:
     """Classes such as Gelu with time_forward and time_backward, by name, for the rows of one family."""
     classes = {}
     for row in rows:
         of_row = workloads.of_row(row)
         for variant in dict.fromkeys(workload.variant for workload in of_row):
             name = class_name(row.name, variant)
-            classes[name] = _timing_class(name, module, row, [w for w in of_row if w.variant == variant])
+            classes[name] = _timing_class(name, module, base, row, [w for w in of_row if w.variant == variant])
     return classes
 
 
@@ -118,13 +127,14 @@ def timed_passes(cls: type) -> list[str]:
     return [operation_pass for operation_pass in catalog.PASSES if hasattr(cls, f"time_{operation_pass}")]
 
 
-def _timing_class(name: str, module: str, row: Any, row_workloads: Sequence[Any]) -> type:
+def _timing_class(name: str, module: str, base: type, row: Any, row_workloads: Sequence[Any]) -> type:
     by_pass: dict[str, dict[str, Any]] = {}
     for workload in row_workloads:
         by_pass.setdefault(workload.operation_pass, {})[workload.size] = workload
     sizes = list(dict.fromkeys(workload.size for workload in row_workloads))
     methods = {f"time_{p}": _time(p, by_size, row, sizes) for p, by_size in by_pass.items()}
-    return type(name, (Timed,), {"__module__": module, "__doc__": f"{row.name}: {row.formula}.", "operation": row.name, **methods})
+    doc = f"{row.name}: {row.formula}."
+    return type(name, (base,), {"__module__": module, "__doc__": doc, "operation": row.name, **methods})
 
 
 def _time(operation_pass: str, by_size: dict[str, Any], row: Any, sizes: list[str]) -> Callable[..., None]:

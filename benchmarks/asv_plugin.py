@@ -57,9 +57,7 @@ def _finish_quietly(run_one: Callable[..., Any]) -> Callable[..., Any]:
     from asv.runner import BenchmarkResult
     from asv.util import UserError
 
-    nothing = BenchmarkResult(
-        result=[_NOT_MEASURED], samples=[None], number=[None], errcode=0, stderr="", profile=None
-    )
+    nothing = BenchmarkResult(result=[_NOT_MEASURED], samples=[None], number=[None], errcode=0, stderr="", profile=None)
 
     @functools.wraps(run_one)
     def wrapper(benchmark: Any, spawner: Any, *args: Any, **kwargs: Any) -> Any:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ._cases import TARGETS, NotHere, installed, timing_classes
+from ._cases import TARGETS, NotHere, TimedOnce, installed, timing_classes
 from ._cases import SkipNotImplemented as _Skip
 from ._worktree import catalog, workloads
 
-CLASSES = timing_classes(catalog.INITIALIZERS, __name__)
+CLASSES = timing_classes(catalog.INITIALIZERS, __name__, TimedOnce)
 globals().update(CLASSES)
 
 

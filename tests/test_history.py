@@ -92,7 +92,7 @@ def test_two_commits_run_publish_and_draw_a_graph_in_a_browser(history, environm
         assert "Relu" in grid
         assert "track_last_level_cache" in grid
         page.goto(f"{address}#activations.Relu.time_forward")
-        page.wait_for_selector("#graphdisplay:visible canvas.flot-base")
+        page.wait_for_selector("#main-graph canvas.flot-base")
         page.wait_for_function(f"({_DRAWN_PIXELS})() > 0")
         screenshot = os.environ.get("GRADMARK_SCREENSHOTS")
         if screenshot:
@@ -101,7 +101,7 @@ def test_two_commits_run_publish_and_draw_a_graph_in_a_browser(history, environm
 
 
 _DRAWN_PIXELS = """() => {
-    const canvas = document.querySelector('#graphdisplay canvas.flot-base');
+    const canvas = document.querySelector('#main-graph canvas.flot-base');
     const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
     const colours = new Set();
     for (let i = 0; i < pixels.length; i += 4)
@@ -158,8 +158,16 @@ def tiny_project(tmp_path, environment):
 
 def _interrupted_run(folder, environment, tmp_path, launch_method, plugins):
     """Results that are on disk after SIGINT in the middle of a benchmark's fourth combination of six."""
-    configuration = {"version": 1, "project": "tiny", "repo": ".", "branches": ["main"], "plugins": plugins}
-    (folder / "asv.conf.json").write_text(json.dumps({**configuration, "launch_method": launch_method}))
+    configuration = {
+        "version": 1,
+        "project": "tiny",
+        "repo": ".",
+        "branches": ["main"],
+        "environment_type": "virtualenv",
+        "launch_method": launch_method,
+        "plugins": plugins,
+    }
+    (folder / "asv.conf.json").write_text(json.dumps(configuration))
     _asv(folder, environment, "machine", "--yes", "--machine", MACHINE)
     marker = tmp_path / "fourth-has-begun"
     command = [sys.executable, "-m", "asv", "run", "--python=same", "--machine", MACHINE, "--set-commit-hash", "main"]

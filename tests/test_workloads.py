@@ -1,0 +1,92 @@
+"""Every workload on every backend: once at a small size in a plain run, timed with `pytest --benchmark-only`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gradmark
+from gradmark import catalog, workloads
+
+
+def pytest_generate_tests(metafunc):
+    if "workload" not in metafunc.fixturenames:
+        return
+    small = not metafunc.config.getoption("benchmark_only")
+    found = [workload for row in catalog.OPERATIONS.values() for workload in workloads.of_row(row, small=small)]
+    metafunc.parametrize("workload", found, ids=_name)
+
+
+def _name(workload):
+    operation = "_".join(filter(None, (workload.operation, workload.variant)))
+    return f"{operation}-{workload.operation_pass}-{workload.size}"
+
+
+@pytest.mark.parametrize("target_name", list(workloads.TARGETS))
+def test_workload(benchmark, workload, target_name):
+    try:
+        namespace, target = workloads.open_target(gradmark, target_name)
+        ready = workload.prepare(namespace, target)
+    except workloads.UnavailableError as reason:
+        pytest.skip(str(reason))
+    benchmark.group = _name(workload)
+
+    def run():
+        result = ready.call()
+        ready.synchronize()
+        return result
+
+    _check_finite(benchmark(run))
+    assert ready.bytes_moved > 0
+
+
+def _check_finite(result):
+    for array in result if isinstance(result, list | tuple) else [result]:
+        if isinstance(array, list | tuple):
+            _check_finite(array)
+        else:
+            values = np.asarray(array.cpu() if hasattr(array, "cpu") else array)
+            assert np.isfinite(values).all()
+
+
+def test_activations_move_their_inputs_and_outputs_once():
+    namespace, target = workloads.open_target(gradmark, "numpy")
+    forward, backward = workloads.of_row(catalog.operation("relu"), small=True)
+    assert forward.prepare(namespace, target).bytes_moved == 2 * 4 * 2**10
+    assert backward.prepare(namespace, target).bytes_moved == 3 * 4 * 2**10
+
+
+def test_out_is_allocated_beforehand():
+    namespace, target = workloads.open_target(gradmark, "numpy")
+    ready = workloads.of_row(catalog.operation("relu"), small=True)[0].prepare(namespace, target)
+    assert ready.call() is ready.call()
+
+
+def test_a_size_that_fits_the_cache_is_not_called_memory(monkeypatch):
+    monkeypatch.setattr(workloads, "last_level_cache", lambda: 2**40)
+    namespace, target = workloads.open_target(gradmark, "numpy")
+    memory = [w for w in workloads.of_row(catalog.operation("relu")) if w.size == "memory"]
+    with pytest.raises(workloads.UnavailableError, match="last-level cache"):
+        memory[0].prepare(namespace, target)
+
+
+def test_an_operation_that_the_installed_gradmark_lacks_is_unavailable():
+    class Old:
+        def __getattr__(self, name):
+            raise AttributeError(f"no {name} in those days")
+
+    workload = workloads.of_row(catalog.operation("relu"), small=True)[0]
+    with pytest.raises(workloads.UnavailableError, match="no relu in those days"):
+        workload.prepare(Old(), workloads.TARGETS["numpy"])
+
+
+def test_an_unknown_target_lists_the_known_ones():
+    with pytest.raises(LookupError, match="torch-cuda"):
+        workloads.open_target(gradmark, "tpu")
+
+
+def test_a_stabilizer_without_inputs_is_named():
+    row = catalog.operation("batch_norm")
+    values = {name: getattr(row, name) for name in row.__slots__ if name != "family"}
+    with pytest.raises(LookupError, match="novelty"):
+        workloads.of_row(catalog.Stabilizer(**{**values, "name": "novelty"}))
