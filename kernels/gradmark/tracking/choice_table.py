@@ -23,7 +23,7 @@ _NOT_MEASURED = {
 def table(choice: Choice) -> Table:
     """One line for each operation, pass and size."""
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    grid.add_column("operation", overflow="fold")
+    grid.add_column("operation", no_wrap=True)
     grid.add_column("pass")
     grid.add_column("size")
     grid.add_column("fastest")

@@ -152,8 +152,10 @@ def choose(
     findings = {workload: Finding(workload, BUDGET) for workload in planned}
     interrupted = False
     try:
+        longest_setup = 0.0
         for position, workload in enumerate(planned):
-            if time.perf_counter() >= deadline:
+            # A compilation cannot be broken off, so none is begun that may last beyond the budget.
+            if time.perf_counter() + longest_setup >= deadline:
                 break
             if before is not None:
                 before(workload)
@@ -161,6 +163,7 @@ def choose(
             _measure(findings[workload], targets, share, deadline, tick)
             if findings[workload].status == INTERRUPTED:
                 raise KeyboardInterrupt
+            longest_setup = max(longest_setup, *findings[workload].setup_seconds.values(), 0.0)
     except KeyboardInterrupt:
         interrupted = True
         for finding in findings.values():
@@ -194,10 +197,10 @@ def _measure(
     left = deadline - time.perf_counter()
     if left <= 0:
         return
-    # Preparation is not part of the share: otherwise a compilation would cost the workload its rounds.
+    # A workload that was dear to prepare gets fewer rounds, so that those after it get theirs.
     measurement = ruler.measure(
         {name: prepared.call for name, prepared in ready.items()},
-        budget=min(max(share - (time.perf_counter() - began), share / 2), left),
+        budget=min(max(share - (time.perf_counter() - began), share / 4), left),
         limit=left,
         synchronize={name: prepared.synchronize for name, prepared in ready.items()},
         after_round=tick,
