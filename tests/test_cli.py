@@ -323,3 +323,40 @@ def test_a_reader_that_left_is_no_traceback(arguments):
     os.close(writer)
     assert done.returncode == 141
     assert done.stderr.strip() == ""
+
+
+# --- the README
+
+
+def _readme_tables():
+    import importlib.util
+    from pathlib import Path
+
+    path = Path(__file__).parent.parent / "benchmarks" / "readme_tables.py"
+    spec = importlib.util.spec_from_file_location("readme_tables", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_without_result_files_say_so(tmp_path):
+    assert _readme_tables().tables(tmp_path).count("Not yet measured.") == 2
+
+
+def test_tables_are_made_from_the_result_files(capsys, fake, tmp_path):
+    fake.checks = [check(worst=1.5), check(worst=99.0, operation="gelu"), check(worst=float("inf"), operation="elu")]
+    run(capsys, "verify", "--json", str(tmp_path / "verify.json"))
+    run(capsys, "choose", "--ops", "relu", "--budget", "20s", "--json", str(tmp_path / "choose.json"))
+    text = _readme_tables().tables(tmp_path)
+    assert "| relu | forward | 1.5 |" in text
+    assert "| gelu | forward | **99** |" in text
+    assert "| elu | forward | **not finite** |" in text
+    assert "3 comparisons, 2 beyond" in text
+    assert "| relu | backward | cache |" in text
+    assert "gradmark choose --ops relu" in text
+
+
+def test_a_result_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "verify.json").write_text('{"schema": 1, "kind": "choose"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="gradmark verify --json"):
+        _readme_tables().tables(tmp_path)

@@ -70,7 +70,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": _usable_cores(),
         "memory_bytes": _memory_bytes(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "thread_variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
     }
