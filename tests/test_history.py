@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,16 +14,10 @@ from pathlib import Path
 import platformdirs
 import pytest
 
+from published_page import open_browser
+
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE = "tiny"
-
-
-def _helper():
-    # --import-mode=importlib puts no test folder on sys.path.
-    spec = importlib.util.spec_from_file_location("published_page", ROOT / "tests" / "published_page.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -85,7 +78,7 @@ def test_two_commits_run_publish_and_draw_a_graph_in_a_browser(history, environm
         _check_results(json.loads(path.read_text()))
     _asv(folder, environment, "publish")
     cache = Path(platformdirs.user_cache_dir("gradmark-tests", appauthor=False))
-    with _helper().open_browser(folder / ".asv" / "html", cache) as (page, address, errors):
+    with open_browser(folder / ".asv" / "html", cache) as (page, address, errors):
         page.goto(address)
         page.wait_for_selector("#summarygrid-display:visible >> text=time_forward")
         grid = page.inner_text("#summarygrid-display")
