@@ -83,7 +83,7 @@ def prelu_backward(grad: Any, x: Any, alpha: Any, out: Any) -> tuple[Any, Any]:
 def elu(x: Any, alpha: float, out: Any) -> Any:
     """x above 0, α (exp(x) - 1) below."""
     wide = _wide(x)
-    out[...] = np.where(x > 0, wide, wide.dtype.type(alpha) * np.expm1(np.minimum(wide, 0)))
+    out[...] = np.where(x > 0, wide, wide.dtype.type(alpha) * np.expm1(np.where(x > 0, _zero(wide), wide)))
     return out
 
 

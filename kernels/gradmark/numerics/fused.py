@@ -305,7 +305,7 @@ def _columns(f: Kernel) -> Kernel:
 
     def columns(a: Any, parameter: Any, out: Any, partial: Any) -> None:
         width = parameter.size
-        for n in prange(out.size // width if width else 0):
+        for n in prange(out.size // max(width, 1)):
             row(a[n * width : (n + 1) * width], parameter, out[n * width : (n + 1) * width])
 
     return columns
@@ -321,7 +321,7 @@ def _columns_with_sums(f: Kernel) -> Kernel:
 
     def columns(a: Any, b: Any, parameter: Any, out: Any, partial: Any) -> None:
         width = parameter.size
-        batch = out.size // width if width else 0
+        batch = out.size // max(width, 1)
         for block in prange(partial.shape[0]):
             for n in range(block * ROWS_PER_BLOCK, min((block + 1) * ROWS_PER_BLOCK, batch)):
                 low, high = n * width, (n + 1) * width
