@@ -37,12 +37,11 @@ def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain:
     rows, columns = shape[0], math.prod(shape[1:])
     z = normal((rows, columns), seed, dtype, device, 0.0, 1.0)
     weights = np.empty((rows, columns), dtype)
+    tall, out = (z.T, weights.T) if rows < columns else (z, weights)
     with _compiling:
-        orthonormalize = _orthonormalize(dtype.name, rows < columns)
-    if rows < columns:
-        orthonormalize(z.T, dtype.type(gain), weights.T)
-    else:
-        orthonormalize(z, dtype.type(gain), weights)
+        # One row or one column is contiguous in both orders; to Numba it is in C order.
+        orthonormalize = _orthonormalize(dtype.name, "C" if tall.flags.c_contiguous else "F")
+    orthonormalize(tall, dtype.type(gain), out)
     return weights.reshape(shape)
 
 
@@ -62,11 +61,11 @@ _compiling = threading.Lock()
 
 
 @functools.cache
-def _orthonormalize(dtype: str, transposed: bool) -> Callable[..., None]:
-    """Compiled for matrices in C order, or for their transposes."""
+def _orthonormalize(dtype: str, layout: str) -> Callable[..., None]:
+    """Compiled for matrices in C or in Fortran order."""
     scalar = numba.from_dtype(np.dtype(dtype))
-    matrix = numba.types.Array(scalar, 2, "F" if transposed else "C")
-    name = f"orthonormalize_{matrix.layout}_{dtype}"
+    matrix = numba.types.Array(scalar, 2, layout)
+    name = f"orthonormalize_{layout}_{dtype}"
     return jit(_orthonormalize_columns, numba.types.void(matrix, scalar, matrix), name=name)
 
 

@@ -244,9 +244,14 @@ def _memory(device: str) -> int:
 
 _SEED = """\
 seed : int
-    0 <= seed < 2**64. The same seed gives the same weights at any thread count; those of uniform distributions are
-    the same bits in every backend, normal ones agree to a few ULP, orthogonal ones as closely as QR is conditioned.
+    0 <= seed < 2**64. Element i of the stream depends on the seed and on i alone: {}
 """
+
+_SAME_SEED = {
+    "uniform": "the same seed gives the same\n    bits at any thread count and in every backend.",
+    "normal": "the same seed gives the same\n    bits at any thread count; backends agree to a few ULP.",
+    "orthogonal": "the same seed gives the same\n    matrix, up to the rounding of LAPACK's QR (its threads, the backend).",
+}
 
 
 def _doc(row: Initializer) -> str:
@@ -255,6 +260,8 @@ def _doc(row: Initializer) -> str:
         dimensions = "of at least 2 dimensions"
     elif row.name == "identity":
         dimensions = "of exactly 2 dimensions"
+    seed = _SEED.format(_SAME_SEED[row.distribution]) if row.seeded else ""
+    parameters = "".join(map(_parameter_doc, row.parameters))
     note = _NOTES.get(row.distribution, "")
     required = "".join(f", {p.name}={p.samples[0]!r}" for p in row.parameters if p.default is None)
     call = f"(6, 4){', seed=0' if row.seeded else ''}{required}"
@@ -264,7 +271,7 @@ Parameters
 ----------
 shape : int, or tuple or list of int
     (out, in, *kernel) as in PyTorch, {dimensions}; without elements where a length is 0.
-{_SEED if row.seeded else ""}{"".join(map(_parameter_doc, row.parameters))}dtype : str or dtype
+{seed}{parameters}dtype : str or dtype
     The dtype of the result; half precision is computed in float32.
 
 Returns
