@@ -197,16 +197,24 @@ class _Layout(NamedTuple):
 
     def moments(self, x: Any) -> tuple[Any, Any, Any]:
         """Mean, the rest that float64 leaves of it, and biased variance of each channel, in float64."""
+        if self.channels == 0:
+            none = np.zeros(0)
+            return none, none, none
+        # Relative to one value of the channel, so that means and sums are of the size of the spread, not of the mean.
+        origin = x[: self.channels * self.length : self.length].astype(np.float64)
         if self.rows:
             counts = self._tile_counts()
             means, squares = np.empty((2, self.channels, counts.size))
-            _moments_rows(x, x, self.length, means, squares)
+            _moments_rows(x, x, origin, self.length, means, squares)
         else:
             counts = self._block_counts()
             means, squares = np.empty((2, counts.size, self.channels * self.length))
-            _moments_columns(x, x, means.shape[1], means.reshape(-1), squares.reshape(-1))
+            spread = origin.repeat(self.length)
+            _moments_columns(x, x, spread, spread.size, means.reshape(-1), squares.reshape(-1))
             counts, means, squares = counts.repeat(self.length), self._joined(means), self._joined(squares)
-        return _combined_moments(counts, means, squares)
+        offset, var = _combined_moments(counts, means, squares)
+        mean = origin + offset
+        return mean, offset - (mean - origin), var
 
     def gradient_sums(self, grad: Any, x: Any, mean: Any) -> tuple[Any, Any]:
         """Σ grad and Σ grad (x - mean) of each channel, in float64."""
@@ -265,18 +273,12 @@ def _lengths(total: int, step: int) -> Any:
     return lengths
 
 
-def _combined_moments(counts: Any, means: Any, squares: Any) -> tuple[Any, Any, Any]:
-    """Chan, Golub, LeVeque, Am. Stat. 37, 1983: moments of the union of blocks, without cancellation.
-
-    Relative to the first block's mean, so that the sums are of the size of the spread, not of the mean.
-    """
+def _combined_moments(counts: Any, means: Any, squares: Any) -> tuple[Any, Any]:
+    """Mean and variance of the union of blocks (Chan, Golub, LeVeque, Am. Stat. 37, 1983)."""
     total = counts.sum()
-    first = means[:, 0]
-    offsets = means - means[:, :1]
-    shift = (offsets * counts).sum(axis=1) / total
-    between = (counts * np.square(offsets - shift[:, None])).sum(axis=1)
-    mean = first + shift
-    return mean, shift - (mean - first), (squares.sum(axis=1) + between) / total
+    mean = (means * counts).sum(axis=1) / total
+    between = (counts * np.square(means - mean[:, None])).sum(axis=1)
+    return mean, (squares.sum(axis=1) + between) / total
 
 
 def _affine(weight: Any, bias: Any, x: Any) -> tuple[Any, Any]:
@@ -426,10 +428,18 @@ def _sum_row(a: Any) -> Any:
 
 
 @register_jitable
-def _squares_row(a: Any, mean: Any) -> Any:
+def _offsets_row(a: Any, origin: Any) -> Any:
     total = 0.0
     for i in range(a.size):
-        d = np.float64(a[i]) - mean
+        total = add_in_any_order(total, np.float64(a[i]) - origin)
+    return total
+
+
+@register_jitable
+def _squares_row(a: Any, origin: Any, mean: Any) -> Any:
+    total = 0.0
+    for i in range(a.size):
+        d = (np.float64(a[i]) - origin) - mean
         total = add_in_any_order(total, d * d)
     return total
 
@@ -443,17 +453,12 @@ def _products_row(a: Any, b: Any, mean: Any) -> Any:
 
 
 @register_jitable
-def _scaled_sums_row(g: Any, x: Any, mean: Any, scale: Any, out: Any) -> Any:
-    total, product = 0.0, 0.0
+def _scale_row(g: Any, scale: Any, out: Any) -> None:
     for i in range(out.size):
-        grad = g[i]
-        total = add_in_any_order(total, np.float64(grad))
-        product = add_in_any_order(product, np.float64(grad) * (np.float64(x[i]) - mean))
-        out[i] = grad * scale
-    return total, product
+        out[i] = g[i] * scale
 
 
-def _batch_norm_moments_rows(x: Any, length: Any, means: Any, squares: Any) -> None:
+def _batch_norm_moments_rows(x: Any, origin: Any, length: Any, means: Any, squares: Any) -> None:
     channels, tiles = means.shape
     batch = x.size // max(1, channels * length)
     for index in prange(channels * tiles):
@@ -462,12 +467,12 @@ def _batch_norm_moments_rows(x: Any, length: Any, means: Any, squares: Any) -> N
         total = 0.0
         for n in range(n0, n1):
             row = (n * channels + c) * length
-            total += _sum_row(x[row + s0 : row + s1])
+            total += _offsets_row(x[row + s0 : row + s1], origin[c])
         mean = total / ((n1 - n0) * (s1 - s0))
         square = 0.0
         for n in range(n0, n1):
             row = (n * channels + c) * length
-            square += _squares_row(x[row + s0 : row + s1], mean)
+            square += _squares_row(x[row + s0 : row + s1], origin[c], mean)
         means[c, t] = mean
         squares[c, t] = square
 
@@ -500,9 +505,10 @@ def _batch_norm_scaled_sums_rows(
         for n in range(n0, n1):
             row = (n * channels + c) * length
             low, high = row + s0, row + s1
-            a, b = _scaled_sums_row(g[low:high], x[low:high], mean[c], scale[c], out[low:high])
-            total += a
-            product += b
+            # The sums first: `out` may be the memory of g or x. The row is in the first-level cache for the second.
+            total += _sum_row(g[low:high])
+            product += _products_row(g[low:high], x[low:high], mean[c])
+            _scale_row(g[low:high], scale[c], out[low:high])
         sums[c, t] = total
         products[c, t] = product
 
@@ -525,15 +531,15 @@ def _stripes(batch: Any, width: Any) -> Any:
 
 
 @register_jitable
-def _add_row(a: Any, total: Any) -> None:
+def _add_offsets(a: Any, origin: Any, total: Any) -> None:
     for i in range(total.size):
-        total[i] += np.float64(a[i])
+        total[i] += np.float64(a[i]) - origin[i]
 
 
 @register_jitable
-def _add_squares(a: Any, mean: Any, total: Any) -> None:
+def _add_squares(a: Any, origin: Any, mean: Any, total: Any) -> None:
     for i in range(total.size):
-        d = np.float64(a[i]) - mean[i]
+        d = (np.float64(a[i]) - origin[i]) - mean[i]
         total[i] += d * d
 
 
@@ -545,12 +551,12 @@ def _add_products(g: Any, x: Any, mean: Any, total: Any, product: Any) -> None:
 
 
 @register_jitable
-def _scale_row(g: Any, scale: Any, out: Any) -> None:
+def _scale_columns(g: Any, scale: Any, out: Any) -> None:
     for i in range(out.size):
         out[i] = g[i] * scale[i]
 
 
-def _batch_norm_moments_columns(x: Any, width: Any, means: Any, squares: Any) -> None:
+def _batch_norm_moments_columns(x: Any, origin: Any, width: Any, means: Any, squares: Any) -> None:
     batch = x.size // max(1, width)
     for index in prange(_stripes(batch, width)):
         block, n0, n1, k0, k1 = _stripe(index, batch, width)
@@ -559,11 +565,11 @@ def _batch_norm_moments_columns(x: Any, width: Any, means: Any, squares: Any) ->
         mean[:] = 0.0
         square[:] = 0.0
         for n in range(n0, n1):
-            _add_row(x[n * width + k0 : n * width + k1], mean)
+            _add_offsets(x[n * width + k0 : n * width + k1], origin[k0:k1], mean)
         for i in range(mean.size):
             mean[i] /= n1 - n0
         for n in range(n0, n1):
-            _add_squares(x[n * width + k0 : n * width + k1], mean, square)
+            _add_squares(x[n * width + k0 : n * width + k1], origin[k0:k1], mean, square)
 
 
 def _batch_norm_sums_columns(g: Any, x: Any, mean: Any, width: Any, sums: Any, products: Any) -> None:
@@ -591,15 +597,15 @@ def _batch_norm_scaled_sums_columns(
         product[:] = 0.0
         for n in range(n0, n1):
             low, high = n * width + k0, n * width + k1
-            # The sums first: `out` may be the memory of g or x. The row is in the first-level cache for the second.
+            # The sums first, as above.
             _add_products(g[low:high], x[low:high], mean[k0:k1], total, product)
-            _scale_row(g[low:high], scale[k0:k1], out[low:high])
+            _scale_columns(g[low:high], scale[k0:k1], out[low:high])
 
 
-_moments_rows = _Loop(_batch_norm_moments_rows, "riPP")
+_moments_rows = _Loop(_batch_norm_moments_rows, "rfiPP")
 _sums_rows = _Loop(_batch_norm_sums_rows, "rrfiPP")
 _scaled_sums_rows = _Loop(_batch_norm_scaled_sums_rows, "rrfrwiPP")
-_moments_columns = _Loop(_batch_norm_moments_columns, "ripp")
+_moments_columns = _Loop(_batch_norm_moments_columns, "rfipp")
 _sums_columns = _Loop(_batch_norm_sums_columns, "rrfipp")
 _scaled_sums_columns = _Loop(_batch_norm_scaled_sums_columns, "rrfrwipp")
 

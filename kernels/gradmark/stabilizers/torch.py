@@ -38,7 +38,9 @@ def batch_norm(
         return _delivered(torch.empty_like(x), out), none, none.clone(), running_mean, running_var
     weight, bias = _wide_affine(x, weight, bias)
     arguments = x, weight, bias, running_mean, running_var, True, momentum, eps
-    if out is None or out.data_ptr() == x.data_ptr():
+    # native_batch_norm.out gives wrong values for strided tensors (seen in torch 2.13), without an error.
+    direct = out is not None and out.is_contiguous() and x.is_contiguous() and out.data_ptr() != x.data_ptr()
+    if not direct:
         y, mean, invstd = torch.native_batch_norm(*arguments)
         y = _delivered(y, out)
     else:
