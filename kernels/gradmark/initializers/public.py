@@ -250,7 +250,7 @@ seed : int
 _SAME_SEED = {
     "uniform": "the same seed gives the same\n    bits at any thread count and in every backend.",
     "normal": "the same seed gives the same\n    bits at any thread count; backends agree to a few ULP.",
-    "orthogonal": "the same seed gives the same\n    matrix, up to the rounding of LAPACK's QR (its threads, the backend).",
+    "orthogonal": "the same seed gives the same\n    matrix, up to the rounding of LAPACK in QR.",
 }
 
 

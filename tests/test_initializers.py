@@ -1,0 +1,307 @@
+"""The initializers of every backend: what they give, for every row of the catalog.
+
+Their distributions are tested in test_initializers_distributions.py, the numbers below them in test_philox.py.
+"""
+
+import doctest
+import importlib
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import gradmark
+from gradmark import catalog
+from gradmark.initializers.public import fans
+
+ROWS = {row.name: row for row in catalog.INITIALIZERS}
+SEEDED = [name for name, row in ROWS.items() if row.seeded]
+SCALED = [name for name in SEEDED if ROWS[name].of is not None]
+DTYPES = [(name, dtype) for name in gradmark.BACKENDS for dtype in gradmark.backend(name).dtypes]
+SHAPES = [(7, 5), (5, 7), (6, 6), (1, 4), (4, 1), (1, 1), (8, 3, 3, 3), (2, 3, 4, 1, 2)]
+
+
+def make(backend, row_name, shape, dtype="float32", seed=0, **parameters):
+    """The weights of a backend; parameters without a default get their first sample."""
+    row = ROWS[row_name]
+    required = {p.name: p.samples[0] for p in row.parameters if p.default is None}
+    keywords = {"seed": seed} if row.seeded else {}
+    return getattr(gradmark.backend(backend), row_name)(shape, dtype=dtype, **keywords, **{**required, **parameters})
+
+
+def values(weights):
+    """Weights of any backend and dtype, exactly, as a float64 NumPy array."""
+    if isinstance(weights, torch.Tensor):
+        return weights.to(torch.float64).numpy()
+    return np.asarray(weights, dtype=np.float64)
+
+
+def shapes_of(row_name):
+    return [shape for shape in SHAPES if row_name != "identity" or len(shape) == 2]
+
+
+def test_all_backends_have_the_same_implementations():
+    def implementations(backend):
+        module = importlib.import_module(f"gradmark.initializers.{backend}")
+        functions = [f for f in vars(module).values() if inspect.isfunction(f) and f.__module__ == module.__name__]
+        public = [f for f in functions if not f.__name__.startswith("_")]
+        return [(f.__name__, inspect.signature(f)) for f in public]
+
+    assert implementations("numpy") == implementations("numba") == implementations("torch")
+    assert [name for name, _ in implementations("numpy")] == [n for n, row in ROWS.items() if row.of is None]
+
+
+@pytest.mark.parametrize("row_name", ROWS)
+def test_signatures_come_from_the_catalog(row_name):
+    row = ROWS[row_name]
+    signatures = {inspect.signature(getattr(gradmark.backend(name), row_name)) for name in gradmark.BACKENDS}
+    (signature,) = signatures
+    shape, *keywords = signature.parameters.values()
+    assert shape.name == "shape"
+    assert all(p.kind is p.KEYWORD_ONLY for p in keywords)
+    defaults = {p.name: None if p.default is p.empty else p.default for p in keywords}
+    expected = {p.name: p.default for p in row.parameters} | {"dtype": "float32"}
+    assert defaults == (expected | {"seed": None} if row.seeded else expected)
+
+
+@pytest.mark.parametrize("row_name", ROWS)
+def test_the_example_in_the_docstring_runs(row_name):
+    function = getattr(gradmark.backend("numpy"), row_name)
+    (example,) = doctest.DocTestFinder().find(function, row_name, globs={}, module=False)
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_the_example_of_fans_runs():
+    (example,) = doctest.DocTestFinder().find(fans, "fans", globs={})
+    assert doctest.DocTestRunner().run(example) == (0, 2)
+
+
+@pytest.mark.parametrize("row_name", ROWS)
+@pytest.mark.parametrize(("backend", "dtype"), DTYPES)
+def test_shape_dtype_and_layout(row_name, backend, dtype):
+    for shape in shapes_of(row_name):
+        weights = make(backend, row_name, shape, dtype)
+        assert tuple(weights.shape) == shape
+        assert str(weights.dtype).removeprefix("torch.") == dtype
+        assert weights.is_contiguous() if backend == "torch" else weights.flags.c_contiguous
+        assert np.isfinite(values(weights)).all()
+        assert backend != "torch" or not weights.requires_grad
+
+
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+def test_shapes_and_dtypes_in_every_accepted_form(backend):
+    functions = gradmark.backend(backend)
+    expected = values(functions.uniform((3, 4), seed=1))
+    dtype_object = functions.uniform((1,), seed=1).dtype
+    for shape in ([3, 4], (np.int64(3), np.int32(4)), torch.Size([3, 4])):
+        assert (values(functions.uniform(shape, seed=np.uint64(1), dtype=dtype_object)) == expected).all()
+    assert (values(functions.uniform(12, seed=1)) == expected.ravel()).all()
+    assert functions.uniform((), seed=1).shape == ()
+    assert values(functions.uniform((), seed=1)) == expected[0, 0]
+
+
+@pytest.mark.parametrize("row_name", ROWS)
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_a_zero_length_gives_no_weights(row_name, backend, shape):
+    assert tuple(make(backend, row_name, shape).shape) == shape
+
+
+@pytest.mark.parametrize("row_name", [name for name, row in ROWS.items() if row.distribution in ("uniform", "fixed")])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_backends_give_equal_bits(row_name, dtype):
+    for shape in [*shapes_of(row_name), (300, 301)]:
+        for parameters in sampled(row_name):
+            reference, *others = (values(make(b, row_name, shape, dtype, 5, **parameters)) for b in gradmark.BACKENDS)
+            assert all(other.tobytes() == reference.tobytes() for other in others)
+
+
+@pytest.mark.parametrize("row_name", [name for name, row in ROWS.items() if row.distribution == "normal"])
+@pytest.mark.parametrize(("dtype", "ulp"), [("float32", 1), ("float64", 5)])
+def test_normals_of_all_backends_agree_to_a_few_ulp(row_name, dtype, ulp):
+    # Of |mean| + std: a weight near 0 with a mean of another size has the mean's rounding. Bounds as in test_philox.
+    for parameters in sampled(row_name):
+        found = [values(make(b, row_name, (300, 301), dtype, 5, **parameters)) for b in gradmark.BACKENDS]
+        scale = np.maximum(np.abs(found[0]), abs(parameters.get("mean", 0.0)))
+        unit = np.spacing(scale.astype(dtype)).astype(np.float64)
+        assert all(np.max(np.abs(other - found[0]) / unit) <= ulp for other in found[1:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(40, 40), (90, 20), (20, 90), (16, 4, 3, 3)])
+def test_orthogonal_matrices_of_all_backends_agree_as_qr_is_conditioned(dtype, shape):
+    # First-order perturbation of QR: |dQ| <= √2 κ(Z) |dZ| / |Z| (Sun, BIT 31, 1991), with a backward error |dZ| of
+    # some √n eps |Z|. Measured: at most 0.2 of n κ eps.
+    z = values(make("numpy", "normal", (shape[0], math.prod(shape[1:])), dtype, 9))
+    n = min(z.shape)
+    bound = n * np.linalg.cond(z) * np.finfo(dtype).eps
+    reference, *others = (values(make(b, "orthogonal", shape, dtype, 9)).reshape(z.shape) for b in gradmark.BACKENDS)
+    for other in others:
+        assert np.linalg.norm(other - reference, 2) <= bound
+
+
+@pytest.mark.parametrize("row_name", [name for name in ROWS if ROWS[name].distribution != "orthogonal"])
+@pytest.mark.parametrize(("backend", "dtype"), [pair for pair in DTYPES if pair[1] in ("float16", "bfloat16")])
+def test_half_precision_is_float32_rounded(row_name, backend, dtype):
+    single = torch.as_tensor(make(backend, row_name, (40, 30), "float32", 2))
+    half = torch.as_tensor(make(backend, row_name, (40, 30), dtype, 2))
+    assert torch.equal(half, single.to(getattr(torch, dtype)))
+
+
+@pytest.mark.parametrize("row_name", SEEDED)
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+def test_the_seed_decides(row_name, backend):
+    first, again, other = (values(make(backend, row_name, (16, 9), seed=seed)) for seed in (2**64 - 1, 2**64 - 1, 0))
+    assert first.tobytes() == again.tobytes()
+    assert (first != other).mean() > 0.99
+
+
+@pytest.mark.parametrize("row_name", [name for name in SEEDED if ROWS[name].of is None])
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+def test_the_state_of_other_generators_is_neither_used_nor_changed(row_name, backend):
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    make(backend, row_name, (16, 9))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert (np.random.get_state()[1] == numpy_state).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (64, 32, 3), (8, 3, 5, 7), (2, 3, 4, 5, 6), (5, 1), (0, 4), (4, 0, 3)])
+def test_fans_are_those_of_pytorch(shape):
+    assert fans(shape) == torch.nn.init._calculate_fan_in_and_fan_out(torch.empty(shape))
+
+
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+def test_fixed_weights_are_those_of_pytorch(backend):
+    for shape in [(4, 7), (7, 4), (5, 5), (1, 3)]:
+        empty = torch.empty(shape, dtype=torch.float64)
+        assert (values(make(backend, "zeros", shape)) == torch.nn.init.zeros_(empty).numpy()).all()
+        assert (values(make(backend, "constant", shape, value=-2.5)) == -2.5).all()
+        identity = torch.nn.init.eye_(empty).numpy()
+        assert (values(make(backend, "identity", shape)) == identity).all()
+        assert (values(make(backend, "identity", shape, gain=-3.0)) == -3.0 * identity).all()
+
+
+@pytest.mark.parametrize("row_name", [*SCALED, "orthogonal", "identity"])
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+def test_a_gain_of_zero_gives_zeros(row_name, backend):
+    assert (values(make(backend, row_name, (6, 5), gain=0.0)) == 0).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("row_name", ROWS)
+def test_cuda_gives_what_the_cpu_gives(row_name):
+    function = getattr(gradmark.backend("torch", device="cuda"), row_name)
+    keywords = {"seed": 5} if ROWS[row_name].seeded else {}
+    required = {p.name: p.samples[0] for p in ROWS[row_name].parameters if p.default is None}
+    weights = function((300, 101), dtype="float64", **keywords, **required)
+    assert weights.device.type == "cuda"
+    expected = values(make("torch", row_name, (300, 101), "float64", 5))
+    scale = 0.0 if ROWS[row_name].distribution in ("uniform", "fixed") else 1e-12
+    np.testing.assert_allclose(weights.cpu().numpy(), expected, rtol=scale, atol=scale)
+
+
+# (the call on a backend, the error, a part of its message)
+BAD_CALLS = {
+    "length is negative": (lambda b: b.uniform((3, -1), seed=0), ValueError, "must not hold negative lengths"),
+    "length is a float": (lambda b: b.uniform((3, 2.0), seed=0), TypeError, "shape must hold ints, got 2.0"),
+    "length is a bool": (lambda b: b.uniform((3, True), seed=0), TypeError, "shape must hold ints, got True"),
+    "shape is a bool": (lambda b: b.uniform(True, seed=0), TypeError, "shape must hold ints, got True"),
+    "shape is a string": (lambda b: b.zeros("34"), TypeError, "an int or a tuple of ints, got '34'"),
+    "shape is None": (lambda b: b.zeros(None), TypeError, "an int or a tuple of ints, got None"),
+    "shape is too long": (lambda b: b.zeros((1,) * 65), ValueError, "65 dimensions; at most 64"),
+    "seed is a float": (lambda b: b.uniform(3, seed=1.0), TypeError, r"0 <= seed < 2\*\*64, got 1.0 of type float"),
+    "seed is a bool": (lambda b: b.uniform(3, seed=True), TypeError, r"0 <= seed < 2\*\*64, got True of type bool"),
+    "seed is None": (lambda b: b.uniform(3, seed=None), TypeError, "got None of type NoneType"),
+    "seed is negative": (lambda b: b.uniform(3, seed=-1), ValueError, r"0 <= seed < 2\*\*64, got -1"),
+    "seed is too large": (lambda b: b.uniform(3, seed=2**64), ValueError, "got 18446744073709551616"),
+    "seed is missing": (lambda b: b.uniform(3), TypeError, "seed"),
+    "value is missing": (lambda b: b.constant(3), TypeError, "value"),
+    "dtype is no float": (lambda b: b.uniform(3, seed=0, dtype="int32"), TypeError, "takes .*float32, float64"),
+    "dtype is unknown": (lambda b: b.zeros(3, dtype="float31"), TypeError, "takes .*float32, float64"),
+    "dtype is None": (lambda b: b.zeros(3, dtype=None), TypeError, "takes .*float32, float64"),
+    "low above high": (lambda b: b.uniform(3, seed=0, low=1, high=0), ValueError, "low must be below high"),
+    "low is high": (lambda b: b.uniform(3, seed=0, low=1, high=1), ValueError, "low must be below high"),
+    "low is high in float32": (
+        lambda b: b.uniform(3, seed=0, low=1, high=1 + 1e-9),
+        ValueError,
+        "below high in float32",
+    ),
+    "high - low overflows": (lambda b: b.uniform(3, seed=0, low=-3e38, high=3e38), ValueError, "overflows float32"),
+    "high overflows": (lambda b: b.uniform(3, seed=0, high=1e39), ValueError, "high=1e[+]39 overflows float32"),
+    "low is nan": (lambda b: b.uniform(3, seed=0, low=math.nan), ValueError, "low must be finite"),
+    "high is inf": (lambda b: b.uniform(3, seed=0, high=math.inf), ValueError, "high must be finite"),
+    "high is beyond float64": (lambda b: b.uniform(3, seed=0, high=10**400), ValueError, "high must be finite"),
+    "low is a string": (lambda b: b.uniform(3, seed=0, low="0"), TypeError, "low must be a real number"),
+    "low is complex": (lambda b: b.uniform(3, seed=0, low=0j), TypeError, "low must be a real number"),
+    "std is negative": (lambda b: b.normal(3, seed=0, std=-1.0), ValueError, "std must not be negative, got -1.0"),
+    "std is nan": (lambda b: b.normal(3, seed=0, std=math.nan), ValueError, "std must be finite"),
+    "std overflows": (lambda b: b.normal(3, seed=0, std=1e38), ValueError, "float32 ends at 3.40282e[+]38"),
+    "std is a bool": (lambda b: b.normal(3, seed=0, std=True), TypeError, "std must be a real number"),
+    "value is nan": (lambda b: b.constant(3, value=math.nan), ValueError, "value must be finite"),
+    "value overflows": (lambda b: b.constant(3, value=1e39), ValueError, "value=1e[+]39 overflows float32"),
+    "gain of a named case is negative": (
+        lambda b: b.he_normal((3, 3), seed=0, gain=-1),
+        ValueError,
+        "gain must not be",
+    ),
+    "gain is nan": (lambda b: b.orthogonal((3, 3), seed=0, gain=math.nan), ValueError, "gain must be finite"),
+    "gain of a uniform overflows": (
+        lambda b: b.he_uniform((3, 3), seed=0, gain=1e308),
+        ValueError,
+        "overflows float32",
+    ),
+    "gain of a normal overflows": (lambda b: b.he_normal((3, 3), seed=0, gain=1e308), ValueError, "float32 ends at"),
+    "fans of a vector": (
+        lambda b: b.xavier_uniform((3,), seed=0),
+        ValueError,
+        r"at least 2 dimensions, got shape \(3,\)",
+    ),
+    "fans of a number": (lambda b: b.he_normal((), seed=0), ValueError, r"at least 2 dimensions, got shape \(\)"),
+    "orthogonal vector": (lambda b: b.orthogonal(3, seed=0), ValueError, r"at least 2 dimensions, got shape \(3,\)"),
+    "orthogonal number": (lambda b: b.orthogonal((), seed=0), ValueError, r"at least 2 dimensions, got shape \(\)"),
+    "orthogonal empty vector": (lambda b: b.orthogonal((0,), seed=0), ValueError, "at least 2 dimensions"),
+    "identity vector": (lambda b: b.identity((3,)), ValueError, r"exactly 2 dimensions, got shape \(3,\)"),
+    "identity of a convolution": (lambda b: b.identity((3, 3, 1)), ValueError, "exactly 2 dimensions"),
+    "too large": (
+        lambda b: b.uniform((2**30, 2**30), seed=0),
+        MemoryError,
+        "uniform of shape .* needs 4398046511104 MiB",
+    ),
+    "far too large": (lambda b: b.he_normal((10**200, 10**200), seed=0), MemoryError, "he_normal of shape"),
+    "too large beside a zero": (lambda b: b.zeros((0, 2**62, 2**62)), MemoryError, "zeros of shape"),
+}
+
+
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_input_is_told_what_is_accepted(backend, case):
+    call, error, message = BAD_CALLS[case]
+    with pytest.raises(error, match=message):
+        call(gradmark.backend(backend))
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [pair for pair in DTYPES if pair[1] == "float16"])
+def test_weights_beyond_float16_are_refused(backend, dtype):
+    functions = gradmark.backend(backend)
+    with pytest.raises(ValueError, match=r"high=70000\.0 overflows float16, which ends at 65504"):
+        functions.uniform(3, seed=0, dtype=dtype, high=70000.0)
+    with pytest.raises(ValueError, match="float16 ends at 65504"):
+        functions.normal(3, seed=0, dtype=dtype, std=10000.0)
+    # float32 holds high - low.
+    assert np.isfinite(values(functions.uniform(1000, seed=0, dtype=dtype, low=-65504, high=65504))).all()
+
+
+def test_fans_refuses_what_is_no_weight():
+    with pytest.raises(ValueError, match=r"at least 2 dimensions, got shape \(3,\)"):
+        fans(3)
+    with pytest.raises(TypeError, match="shape must hold ints"):
+        fans((3, 2.5))
+
+
+def sampled(row_name):
+    """Parameters at which a row is tested: the defaults, and each of the samples in turn."""
+    row = ROWS[row_name]
+    return [{}, *({p.name: sample} for p in row.parameters for sample in p.samples)]
