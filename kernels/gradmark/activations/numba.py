@@ -11,9 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from numba.extending import register_jitable
-
-from gradmark.numerics.elementary import Elementary
+from gradmark.numerics.elementary import Elementary, inlined
 from gradmark.numerics.fused import Channelwise, Pointwise
 
 Scalar = Callable[..., Any]
@@ -195,7 +193,7 @@ def _gelu_tanh_argument(m: Elementary) -> Scalar:
     constant_high, constant_low = _split(m, math.sqrt(8 / math.pi), _SQRT_8_OVER_PI_REST)
     cubic_high, cubic_low = _split(m, constant * 0.044715, _CUBIC_REST)
 
-    @register_jitable
+    @inlined
     def argument(x: Any) -> Any:
         square = x * x
         square_rest = fma(x, x, -square)
@@ -236,7 +234,7 @@ def _logistic(m: Elementary) -> Scalar:
     """(high, low) -> s = 1 / (1 + exp(-(high + low))) and 1 - s, neither by a subtraction from 1."""
     exp_sum, zero, one = m.exp_sum, m.real(0), m.real(1)
 
-    @register_jitable
+    @inlined
     def logistic(high: Any, low: Any) -> Any:
         e = exp_sum(-abs(high), low if high < zero else -low)
         larger = one / (one + e)
@@ -250,7 +248,7 @@ def _swish(m: Elementary) -> tuple[Scalar, Scalar]:
     fma, logistic, zero, one = m.fma, _logistic(m), m.real(0), m.real(1)
     largest = m.real(1e4)
 
-    @register_jitable
+    @inlined
     def gate(p: Any, x: Any) -> Any:
         z = p * x
         # Beyond ±1e4 the rest has no say, and is NaN where z has overflowed.

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,9 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except (OSError, EOFError, ValueError):
-            return None  # A damaged or unreadable entry costs a compilation, not the call.
+        except Exception:
+            # A damaged entry can fail in any way that unpickling can. It costs a compilation, not the call.
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -117,13 +119,12 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
             super().save_overload(sig, data)
             if new:
                 _forget_old_versions(folder().parent)
-        except OSError:
-            return  # A read-only or full disk costs the next process a compilation, nothing else.
+        except Exception:
+            # A read-only or full disk, or an index that is damaged: the next process compiles again, nothing else.
+            return
 
 
 def _python_tag() -> str:
-    import sys
-
     return f"{sys.version_info.major}{sys.version_info.minor}"
 
 

@@ -109,6 +109,12 @@ def elementary(dtype: str) -> Elementary:
     )
 
 
+def inlined(function: Function) -> Function:
+    """Make a function callable from compiled code, always inlined there: a call left in a loop keeps it scalar."""
+    decorated: Function = register_jitable(forceinline=True)(function)
+    return decorated
+
+
 @intrinsic
 def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """A b + c with one rounding."""
@@ -144,11 +150,11 @@ def _polynomial(coefficients: tuple[Any, ...]) -> Function:
     """Horner's scheme, unrolled into nested closures so that the compiled code has no loop and no table."""
     *lower, last = coefficients
     if not lower:
-        return register_jitable(lambda x: last)
+        return inlined(lambda x: last)
     first = coefficients[0]
     rest = _polynomial(coefficients[1:])
 
-    @register_jitable
+    @inlined
     def evaluate(x: Any) -> Any:
         return fma(rest(x), x, first)
 
@@ -170,7 +176,7 @@ def _exp_parts(dtype: str, form: _Format) -> Function:
     low = real(_log2_low(form.log2_high))
     quotient = _polynomial(tuple(real(c) for c in EXP_QUOTIENT[dtype]))
 
-    @register_jitable
+    @inlined
     def parts(x: Any, correction: Any) -> Any:
         shifted = fma(x, inverse_log2, magic)
         k = as_int(shifted) - magic_bits
@@ -194,7 +200,7 @@ def _power_of_two(form: _Format) -> Function:
     bias = form.int_type(form.bias)
     shift = form.int_type(form.mantissa_bits)
 
-    @register_jitable
+    @inlined
     def power(k: Any) -> Any:
         return as_float((k + bias) << shift)
 
@@ -208,7 +214,7 @@ def _exp(form: _Format, parts: Function) -> tuple[Function, Function]:
     largest, smallest = real(form.largest), real(form.smallest)
     int_one = form.int_type(1)
 
-    @register_jitable
+    @inlined
     def exp_sum(x: Any, correction: Any) -> Any:
         x = largest if x > largest else x
         x = smallest if x < smallest else x
@@ -218,7 +224,7 @@ def _exp(form: _Format, parts: Function) -> tuple[Function, Function]:
         half = k >> int_one
         return value * power(half) * power(k - half)
 
-    @register_jitable
+    @inlined
     def exp(x: Any) -> Any:
         return exp_sum(x, zero)
 
@@ -232,7 +238,7 @@ def _expm1(form: _Format, parts: Function) -> Function:
     one, zero = real(1), real(0)
     floor = real(form.expm1_floor)
 
-    @register_jitable
+    @inlined
     def expm1(x: Any) -> Any:
         clamped = floor if x < floor else x
         k, r, q = parts(clamped, zero)
@@ -251,7 +257,7 @@ def _tanh(form: _Format, expm1: Function) -> Function:
     two = real(2)
     minus_two = real(-2)
 
-    @register_jitable
+    @inlined
     def tanh(x: Any) -> Any:
         e = expm1(minus_two * abs(x))
         return math.copysign(e / (two + e), x)
@@ -266,13 +272,13 @@ def _gaussian(dtype: str, form: _Format, exp_sum: Function) -> tuple[Function, F
     twice_shift = real(-2 * TAIL_SHIFT)
     polynomial = _polynomial(tuple(real(c) for c in SCALED_TAIL[dtype]))
 
-    @register_jitable
+    @inlined
     def gaussian(t: Any) -> Any:
         square = t * t
         rest = fma(t, t, -square)
         return exp_sum(-half * square, -half * rest)
 
-    @register_jitable
+    @inlined
     def mills(t: Any) -> Any:
         w = one / (t + shift)
         # u = (t - a) / (t + a), without the rounding of t - a.

@@ -14,12 +14,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from numba import prange, types
 
 from gradmark.numerics.compile_cache import jit
-from gradmark.numerics.elementary import Elementary, add_in_any_order, elementary
+from gradmark.numerics.elementary import Elementary, add_in_any_order, elementary, inlined
 
 Kernel = Callable[..., Any]
 Maker = Callable[[Elementary], Kernel]
@@ -173,7 +172,7 @@ def _delivered(out: Any, flat_out: Any) -> Any:
 
 
 def _pointwise_loops(name: str, arrays: int, dtype: str, f: Kernel) -> tuple[Kernel, Kernel]:
-    f = numba.extending.register_jitable(f)
+    f = inlined(f)
     body, chunked = (
         (_loop_1, _chunks_1) if arrays == 1 else (_loop_2, _chunks_2) if arrays == 2 else (_loop_3, _chunks_3)
     )
@@ -250,7 +249,7 @@ def _channelwise_loops(
     """Forward functions read one array and give a value; backward functions read two and give a pair."""
     if (arrays, sums) not in ((1, False), (2, True)):
         raise ValueError(f"a channelwise kernel reads x, or grad and x with a sum; got {arrays} arrays, sums={sums}")
-    f = numba.extending.register_jitable(f)
+    f = inlined(f)
     _, source, target = _types(dtype)
     if layout == "rows":
         make = _rows_with_sums(f) if sums else _rows(f)
@@ -264,7 +263,7 @@ def _channelwise_loops(
 
 
 def _rows(f: Kernel) -> Kernel:
-    @numba.extending.register_jitable
+    @inlined
     def row(a: Any, p: Any, out: Any) -> None:
         for i in range(out.size):
             out[i] = f(a[i], p)
@@ -279,7 +278,7 @@ def _rows(f: Kernel) -> Kernel:
 
 
 def _rows_with_sums(f: Kernel) -> Kernel:
-    @numba.extending.register_jitable
+    @inlined
     def row(a: Any, b: Any, p: Any, out: Any) -> Any:
         total = 0.0
         for i in range(out.size):
@@ -298,7 +297,7 @@ def _rows_with_sums(f: Kernel) -> Kernel:
 
 
 def _columns(f: Kernel) -> Kernel:
-    @numba.extending.register_jitable
+    @inlined
     def row(a: Any, parameter: Any, out: Any) -> None:
         for i in range(out.size):
             out[i] = f(a[i], parameter[i])
@@ -312,7 +311,7 @@ def _columns(f: Kernel) -> Kernel:
 
 
 def _columns_with_sums(f: Kernel) -> Kernel:
-    @numba.extending.register_jitable
+    @inlined
     def row(a: Any, b: Any, parameter: Any, out: Any, total: Any) -> None:
         for i in range(out.size):
             value, contribution = f(a[i], b[i], parameter[i])

@@ -1,0 +1,238 @@
+"""The contract that all backends keep: the same functions, the same signatures, the same errors."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import gradmark
+from gradmark import catalog
+from gradmark.activations import public
+from gradmark.backends import BACKENDS, DTYPES
+from gradmark.catalog import backward_of
+
+ROWS = [pytest.param(row, id=row.name) for row in catalog.ACTIVATIONS]
+LEARNABLE = [pytest.param(row, id=row.name) for row in catalog.ACTIVATIONS if row.learnable]
+PASSES_OF_FAMILY = {"activations": 2, "initializers": 1, "stabilizers": 2}
+
+
+def public_names():
+    for row in catalog.OPERATIONS.values():
+        yield row.name
+        if PASSES_OF_FAMILY[row.family] == 2:
+            yield backward_of(row.name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", list(public_names()))
+def test_every_backend_has_every_function(name, backend):
+    function = getattr(gradmark.backend(backend), name)
+    assert function.__name__ == name
+    assert function.__doc__
+    assert "Returns" in function.__doc__
+    assert "Raises" in function.__doc__
+
+
+@pytest.mark.parametrize("name", list(public_names()))
+def test_signatures_are_identical(name):
+    signatures = {str(inspect.signature(getattr(gradmark.backend(b), name))) for b in BACKENDS}
+    assert len(signatures) == 1, signatures
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_signatures_are_the_catalogs(row):
+    parameters = inspect.signature(getattr(gradmark.backend("numpy"), row.name)).parameters
+    assert list(parameters) == ["x", *(p.name for p in row.parameters), "out"]
+    assert [parameters[p.name].default for p in row.parameters] == [p.default for p in row.parameters]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_implementations_stand_in_the_catalogs_order(backend):
+    """Files that are read side by side have the same names in the same order."""
+    module = importlib.import_module(f"gradmark.activations.{backend}")
+    source = inspect.getsource(module)
+    places = []
+    for row in catalog.ACTIVATIONS:
+        assert callable(getattr(module, row.name)), f"{backend} lacks {row.name}"
+        assert callable(getattr(module, backward_of(row.name))), f"{backend} lacks {backward_of(row.name)}"
+        places.append(max(source.find(f"def {row.name}("), source.find(f"def _{row.name}(")))
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_a_row_without_an_implementation_is_named():
+    row = next(r for r in catalog.ACTIVATIONS if r.name == "gelu")
+    empty = importlib.import_module("gradmark.activations")
+    with pytest.raises(AttributeError, match="gelu"):
+        public.functions(row, empty, gradmark.backend("numpy")._arrays)
+
+
+def test_import_is_light():
+    heavy = "('numpy', 'numba', 'torch', 'scipy', 'mpmath', 'rich')"
+    code = f"import sys, gradmark; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(LookupError, match=r"unknown backend 'jax'; known backends: numpy, numba, torch"):
+        gradmark.backend("jax")
+    with pytest.raises(LookupError, match=r"unknown operation 'swoosh'; known operations: sigmoid, "):
+        catalog.operation("swoosh")
+    with pytest.raises(
+        AttributeError, match=r"the numpy backend has no function 'swoosh'; known operations: sigmoid, "
+    ):
+        _ = gradmark.backend("numpy").swoosh
+    with pytest.raises(AttributeError, match="has no attribute 'swoosh'"):
+        _ = gradmark.swoosh
+
+
+def test_initializers_have_no_backward():
+    with pytest.raises(AttributeError, match="he_normal_backward"):
+        _ = gradmark.backend("numpy").he_normal_backward
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "reason"),
+    [
+        ("numba", "cuda", "runs on the CPU only"),
+        ("torch", "abacus", "is no device"),
+        ("torch", "meta", "is not supported"),
+        ("torch", "cuda:99", "CUDA"),
+    ],
+)
+def test_unusable_devices_say_why(backend, device, reason):
+    assert reason in gradmark.why_unusable(backend, device)
+    with pytest.raises(gradmark.BackendUnavailableError, match=reason):
+        gradmark.backend(backend, device=device)
+
+
+def test_a_missing_package_is_said(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    gradmark.why_unusable.cache_clear()
+    try:
+        with pytest.raises(
+            gradmark.BackendUnavailableError, match=r"numba is not installed: pip install 'gradmark\[numba\]'"
+        ):
+            gradmark.backend("numba")
+    finally:
+        gradmark.why_unusable.cache_clear()
+
+
+def array(backend, values, dtype="float32"):
+    if backend != "torch":
+        return np.asarray(values, dtype=dtype)
+    torch = pytest.importorskip("torch")
+    return torch.tensor(values, dtype=getattr(torch, dtype))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_other_types_are_named(row, backend):
+    function = getattr(gradmark.backend(backend), row.name)
+    wanted = "torch.Tensor" if backend == "torch" else "numpy.ndarray"
+    for value in (1.0, [1.0, 2.0], None, "x", np.float32(1.0)):
+        with pytest.raises(TypeError, match=rf"x is .*; the {backend} backend takes {wanted}"):
+            function(value)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_other_dtypes_list_the_accepted(row, backend):
+    function = getattr(gradmark.backend(backend), row.name)
+    accepted = ", ".join(DTYPES[backend])
+    for dtype in ("int64", "int32", "bool", "complex64", "float16", "bfloat16"):
+        if dtype in DTYPES[backend] or (dtype == "bfloat16" and backend != "torch"):
+            continue
+        with pytest.raises(TypeError, match=f"x has dtype {dtype}; the {backend} backend takes {accepted}"):
+            function(array(backend, [1, 0], dtype))
+
+
+@pytest.mark.parametrize("backend_name", ["numpy", "numba"])
+def test_swapped_bytes_are_no_float32(backend_name):
+    with pytest.raises(TypeError, match="in native byte order"):
+        gradmark.backend(backend_name).relu(np.ones(3, ">f4"))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_gradients_of_another_shape_or_dtype(row, backend):
+    function = getattr(gradmark.backend(backend), backward_of(row.name))
+    x = array(backend, [[1.0, 2.0, 3.0]])
+    with pytest.raises(ValueError, match=r"grad has shape \(3,\), x has shape \(1, 3\)"):
+        function(array(backend, [1.0, 2.0, 3.0]), x)
+    with pytest.raises(TypeError, match="grad has dtype float64, x has float32"):
+        function(array(backend, [[1.0, 2.0, 3.0]], "float64"), x)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_bad_out(row, backend):
+    function = getattr(gradmark.backend(backend), row.name)
+    x = array(backend, [1.0, 2.0, 3.0, 4.0])
+    with pytest.raises(ValueError, match=r"out has shape \(1,\)"):
+        function(x, out=array(backend, [0.0]))
+    with pytest.raises(TypeError, match="out has dtype float64"):
+        function(x, out=array(backend, [0.0] * 4, "float64"))
+    with pytest.raises(ValueError, match="out overlaps x without being the same"):
+        function(x[:-1], out=x[1:])
+    one = array(backend, [0.0])
+    spread = one.expand(4) if backend == "torch" else np.lib.stride_tricks.as_strided(one, (4,), (0,))
+    with pytest.raises(ValueError, match="several elements in one place"):
+        function(x, out=spread)
+    if backend == "torch":
+        with pytest.raises(ValueError, match="out requires grad"):
+            function(x, out=x.clone().requires_grad_())
+    else:
+        fixed = np.zeros(4, np.float32)
+        fixed.flags.writeable = False
+        with pytest.raises(ValueError, match="out is read-only"):
+            function(x, out=fixed)
+
+
+FIXED = [pytest.param(row, p, id=f"{row.name}-{p.name}") for row in catalog.ACTIVATIONS for p in row.parameters]
+
+
+@pytest.mark.parametrize(("row", "parameter"), FIXED)
+def test_bad_parameters(row, parameter, backend):
+    function = getattr(gradmark.backend(backend), row.name)
+    x = array(backend, [[1.0, 2.0, 3.0]])
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"{parameter.name} must be finite"):
+            function(x, value)
+    for value in ("1", None, 1j, True):
+        with pytest.raises(TypeError, match=parameter.name):
+            function(x, value)
+
+
+@pytest.mark.parametrize("row", LEARNABLE)
+def test_learnable_parameters_of_the_wrong_length(row, backend):
+    function = getattr(gradmark.backend(backend), row.name)
+    x = array(backend, [[1.0, 2.0, 3.0]])
+    name = row.learnable[0].name
+    for shape in ((2,), (1, 3), (4,)):
+        with pytest.raises(ValueError, match=rf"{name} has shape .*accepted: \(\) or \(1,\), one for all, or \(3,\)"):
+            function(x, array(backend, np.ones(shape).tolist()))
+    with pytest.raises(ValueError, match=r"or \(1,\), one per channel"):
+        function(array(backend, [1.0, 2.0]), array(backend, [1.0, 2.0]))
+    with pytest.raises(TypeError, match=f"{name} has dtype float64, x has float32"):
+        function(x, array(backend, [1.0], "float64"))
+
+
+def test_tensors_outside_of_autograd():
+    torch = pytest.importorskip("torch")
+    x = torch.ones(3, requires_grad=True)
+    assert not gradmark.backend("torch").gelu(x).requires_grad
+    with pytest.raises(TypeError, match="layout"):
+        gradmark.backend("torch").gelu(torch.eye(2).to_sparse())
+
+
+def test_missing_and_surplus_arguments_are_pythons_own_errors():
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        gradmark.backend("numpy").gelu()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'beta'"):
+        gradmark.backend("numpy").gelu(np.ones(2), beta=1)

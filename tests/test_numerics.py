@@ -1,0 +1,192 @@
+"""The elementary functions, the loops that run them, and the cache of what was compiled."""
+
+import importlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gradmark
+from gradmark import catalog
+from gradmark.catalog import backward_of
+
+numba = pytest.importorskip("numba")
+
+from gradmark.numerics import coefficients, compile_cache, fit, fused  # noqa: E402
+from gradmark.numerics.elementary import elementary  # noqa: E402
+
+ROWS = [pytest.param(row, id=row.name) for row in catalog.ACTIVATIONS]
+
+
+def test_coefficients_are_those_that_the_script_finds():
+    assert Path(coefficients.__file__).read_text() == fit.module_source()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("function", "reference", "low", "high", "ulp"),
+    [
+        ("exp", np.exp, -87, 88, 1.5),
+        ("expm1", np.expm1, -30, 0.3, 2.0),
+        ("tanh", np.tanh, -12, 12, 3.0),
+    ],
+)
+def test_elementary_functions(function, reference, low, high, ulp, dtype):
+    f = getattr(elementary(dtype), function)
+
+    @numba.njit(error_model="numpy")
+    def over(x, out):
+        for i in range(x.size):
+            out[i] = f(x[i])
+
+    x = np.linspace(low, high, 20_001).astype(dtype)
+    out = np.empty_like(x)
+    over(x, out)
+    exact = reference(x.astype(np.longdouble))
+    error = np.abs((out.astype(np.longdouble) - exact) / np.spacing(np.abs(exact.astype(dtype))))
+    assert error.max() <= ulp
+
+
+def serial_loops(name, dtype, monkeypatch):
+    """The serial loops of a kernel, compiled anew: code from the cache cannot be inspected."""
+    implementation = importlib.import_module("gradmark.activations.numba")
+    loop = next(
+        c.cell_contents for c in getattr(implementation, name).__closure__ if hasattr(c.cell_contents, "compile")
+    )
+    monkeypatch.setattr(compile_cache._KernelCache, "load_overload", lambda *arguments: None)
+    compile_here = fused.jit
+    monkeypatch.setattr(fused, "jit", lambda *a, parallel=False, **k: None if parallel else compile_here(*a, **k))
+    f = loop._make(elementary(dtype))
+    if isinstance(loop, fused.Pointwise):
+        return [fused._pointwise_loops(loop.name, loop.arrays, dtype, f)[0]]
+    layouts = ("rows", "columns")
+    return [fused._channelwise_loops(loop.name, v, loop.arrays, dtype, f, sums=loop.sums)[0] for v in layouts]
+
+
+@pytest.mark.skipif("x86" not in platform.machine(), reason="reads x86 assembly")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("row", ROWS)
+def test_hot_loops_are_vectorized_and_call_nothing(row, dtype, monkeypatch):
+    """Packed arithmetic in every kernel, and no call to scalar libm: both are lost silently, at 20 times the time."""
+    for name in (row.name, backward_of(row.name)):
+        with monkeypatch.context() as patch:
+            loops = serial_loops(name, dtype, patch)
+        for serial in loops:
+            (assembly,) = serial.inspect_asm().values()
+            suffix = "ps" if dtype == "float32" else "pd"
+            packed = re.findall(rf"\bv\w+{suffix}\s+.*%[yz]mm", assembly)
+            assert packed, f"{name}: no packed {dtype} arithmetic"
+            libm = re.findall(r"\b(?:exp|expm1|tanh|erf|erfc|log|pow|fma)f?\b", assembly)
+            assert libm == [], f"{name} calls {libm}"
+
+
+def test_the_search_for_libm_can_find_it():
+    @numba.njit
+    def over(x, out):
+        for i in range(x.size):
+            out[i] = np.tanh(x[i])
+
+    over(np.ones(3), np.ones(3))
+    (assembly,) = over.inspect_asm().values()
+    assert re.findall(r"\b(?:exp|expm1|tanh|erf|erfc|log|pow|fma)f?\b", assembly)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_results_do_not_depend_on_threads_or_chunks(row):
+    """The parallel and the serial loop, one thread and all: the same bits, parameters' gradients included."""
+    backend = gradmark.backend("numba")
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(3, fused.PARALLEL_FROM + 77)).astype(np.float32)
+    grad = rng.normal(size=x.shape).astype(np.float32)
+    backward = getattr(backend, backward_of(row.name))
+
+    def both():
+        found = backward(grad, x)
+        return [getattr(backend, row.name)(x), *(found if isinstance(found, tuple) else (found,))]
+
+    threads = numba.get_num_threads()
+    try:
+        results = []
+        for count in {1, threads}:
+            numba.set_num_threads(count)
+            results.append(both())
+        with fused._threads:  # As if another call had the threads: the serial loop.
+            results.append(both())
+    finally:
+        numba.set_num_threads(threads)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+    # An element's value depends neither on where it stands nor on how many there are.
+    np.testing.assert_array_equal(results[0][0][:, 5:11], getattr(backend, row.name)(np.ascontiguousarray(x[:, 5:11])))
+
+
+def test_calls_from_several_python_threads():
+    x = np.linspace(-3, 3, fused.PARALLEL_FROM * 2, dtype=np.float32)
+    gelu = gradmark.backend("numba").gelu
+    expected = gelu(x)
+    wrong = []
+
+    def work():
+        wrong.extend(1 for _ in range(20) if not np.array_equal(gelu(x), expected))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+COUNT_COMPILATIONS = """
+import numpy as np
+import gradmark
+gradmark.backend("numba").relu(np.ones(4, np.float32))
+import gradmark.activations.numba as module
+loop = next(c.cell_contents for c in module.relu.__closure__ if hasattr(c.cell_contents, "compile"))
+serial, parallel = loop.compile("float32")
+print(sum(serial.stats.cache_hits.values()), sum(serial.stats.cache_misses.values()))
+"""
+
+
+def run_with_cache(folder, code=COUNT_COMPILATIONS):
+    environment = {**os.environ, "GRADMARK_CACHE_DIR": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def test_second_process_loads_what_the_first_compiled(tmp_path):
+    assert run_with_cache(tmp_path) == ["0", "1"]
+    assert run_with_cache(tmp_path) == ["1", "0"]
+
+
+def test_damaged_and_unwritable_caches_cost_a_compilation_only(tmp_path):
+    run_with_cache(tmp_path)
+    for path in tmp_path.rglob("*.nbi"):
+        path.write_bytes(b"garbage")
+    assert run_with_cache(tmp_path) == ["0", "1"]
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    assert run_with_cache(blocked) == ["0", "1"]
+
+
+def test_the_key_changes_with_any_kernel_source(tmp_path, monkeypatch):
+    package = Path(compile_cache.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "gradmark")
+    monkeypatch.setattr(compile_cache, "__file__", str(tmp_path / "gradmark" / "numerics" / "compile_cache.py"))
+    before = compile_cache.source_hash.__wrapped__()
+    assert before == compile_cache.source_hash.__wrapped__()
+    for edited in ("numerics/elementary.py", "activations/numba.py", "stabilizers/numba.py"):
+        path = tmp_path / "gradmark" / edited
+        path.write_text(path.read_text() + "\n# edited\n")
+        after = compile_cache.source_hash.__wrapped__()
+        assert after != before
+        before = after
