@@ -27,7 +27,7 @@ class Arrays:
         """The values as an array of the backend, with its strides kept (unless torch has no such strides)."""
         if values is None:
             return None
-        dtype = dtype or self.dtype
+        values, dtype = np.asarray(values), dtype or self.dtype
         if self.name == "torch":
             values = np.ascontiguousarray(values) if min(values.strides, default=0) < 0 else values
             with_strides = torch.from_numpy(values) if values.flags.writeable else torch.from_numpy(values.copy())

@@ -321,7 +321,10 @@ def _clip_arguments(
         return grads, number, None
     outputs = _checked_list(arrays, out, "out", like=grads)
     for i, y in enumerate(outputs):
-        arrays.output(y, grads[i], [(f"{role}[{i}]", items[i]) for role, items in inputs.items()])
+        try:
+            arrays.output(y, grads[i], [(f"{role}[{i}]", items[i]) for role, items in inputs.items()])
+        except ValueError as error:
+            raise ValueError(f"out[{i}]{str(error).removeprefix('out')}") from None
     for role, items in inputs.items():
         _check_separate(arrays, outputs, items, role)
     _check_separate(arrays, outputs, outputs, "out")

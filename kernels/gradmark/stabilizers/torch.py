@@ -87,7 +87,7 @@ def clip_grad_norm(grads: Sequence[Any], max_norm: float, out: Any) -> tuple[lis
 def clip_grad_norm_backward(cotangents: Sequence[Any], grads: Sequence[Any], max_norm: float, out: Any) -> list[Any]:
     """The vector-Jacobian product of `clip_grad_norm`: c v - k g where it clipped, else v."""
     norm = clipping.global_norm(grads, _square_sums, _largest)
-    if clipping.coefficient(norm, max_norm) >= 1.0:
+    if not grads or clipping.coefficient(norm, max_norm) >= 1.0:
         return _deliver_all([v.clone() for v in cotangents] if out is None else list(cotangents), out)
     scale = clipping.normalizing_power(norm)
     dots = [torch.sum(v.double() * (g.double() * scale)) for v, g in zip(cotangents, grads, strict=True)]
