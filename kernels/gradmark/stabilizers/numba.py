@@ -1,6 +1,7 @@
-"""Stabilizers in Numba: one pass over memory for every reduction and every elementwise step, no temporary.
+"""Stabilizers in Numba: as few passes over memory as the operation allows, and no temporary of the input's size.
 
-Batch norm in training reads x twice, once for the statistics and once to normalize; so does its backward pass.
+Batch norm in training reads x twice, once for the statistics and once to normalize; so does its backward pass, and
+so does clipping by the norm. The backward pass of that needs the norm, then a dot product, then the result: three.
 Everything else is a single pass. Arrays that are not C-contiguous are copied first.
 
 Sums run per block of a fixed size, in float64, and the blocks' sums are added in order: the bits depend on the

@@ -29,19 +29,19 @@ def batch_norm(
     """Training: normalize by the statistics of the batch; returns y, mean, invstd and the new running statistics."""
     y = _working_memory(x, out)
     axes, count = _reduced(x)
+    mean = x.mean(axis=axes, dtype=np.float64)
     # The mean as a sum of two numbers: x - high is exact where x is near the mean, so nothing cancels.
-    high = x.mean(axis=axes, dtype=np.float64).astype(y.dtype)
+    high = mean.astype(y.dtype)
     np.subtract(x, _along(high, x), out=y)
-    low = y.mean(axis=axes, dtype=np.float64)
-    y -= _along(low.astype(y.dtype), x)
+    if y.dtype != mean.dtype:
+        y -= _along((mean - high).astype(y.dtype), x)
     var = _dots(y, y) / count
     invstd = (1.0 / np.sqrt(var + eps)).astype(y.dtype)
     y *= _along(invstd, x)
     _affine(y, weight, bias)
-    mean = high.astype(np.float64) + low
     return (
         _delivered(y, x, out),
-        mean.astype(y.dtype),
+        high,
         invstd,
         _moving_average(running_mean, mean, momentum),
         _moving_average(running_var, var * (count / (count - 1)), momentum),
@@ -139,6 +139,8 @@ def clip_grad_value_backward(cotangents: Sequence[Any], grads: Sequence[Any], cl
 
 def residual_add(x: Any, f: Any, activation: str | None, parameters: tuple[float, ...], out: Any) -> Any:
     """y = activation(x + f)."""
+    if x.dtype == np.float16:
+        return _delivered(_as_float32(residual_add, (x, f), activation, parameters), x, out)
     y = np.add(x, f, out=np.empty_like(x, subok=False) if out is None else out)
     return y if activation is None else getattr(activations, activation)(y, *parameters, y)
 
@@ -151,7 +153,14 @@ def residual_add_backward(
     if activation is None:
         np.copyto(d, grad)
         return d
+    if x.dtype == np.float16:
+        return _delivered(_as_float32(residual_add_backward, (grad, x, f), activation, parameters), x, d)
     return getattr(activations, backward_of(activation))(grad, np.add(x, f), *parameters, d)
+
+
+def _as_float32(function: Any, arrays: tuple[Any, ...], activation: str | None, parameters: tuple[float, ...]) -> Any:
+    """Half precision, computed in float32: the sum x + f is not rounded on its way to the activation."""
+    return function(*(a.astype(np.float32) for a in arrays), activation, parameters, None)
 
 
 def _working_memory(x: Any, out: Any, still_needed: Any = None) -> Any:

@@ -19,6 +19,9 @@ from gradmark.stabilizers import clipping
 _HALF = (torch.float16, torch.bfloat16)
 
 
+_HALF = (torch.float16, torch.bfloat16)
+
+
 def batch_norm(
     x: Any,
     weight: Any,
@@ -116,6 +119,9 @@ def clip_grad_value_backward(cotangents: Sequence[Any], grads: Sequence[Any], cl
 
 def residual_add(x: Any, f: Any, activation: str | None, parameters: tuple[float, ...], out: Any) -> Any:
     """y = activation(x + f)."""
+    if x.dtype in _HALF:
+        y = residual_add(x.float(), f.float(), activation, parameters, None)
+        return y.to(x.dtype) if out is None else out.copy_(y)
     y = torch.add(x, f, out=out)
     return y if activation is None else getattr(activations, activation)(y, *parameters, y)
 
@@ -127,6 +133,8 @@ def residual_add_backward(
     d = torch.empty_like(x) if out is None else out
     if activation is None:
         return d.copy_(grad)
+    if x.dtype in _HALF:
+        return d.copy_(residual_add_backward(grad.float(), x.float(), f.float(), activation, parameters, None))
     return getattr(activations, backward_of(activation))(grad, torch.add(x, f), *parameters, d)
 
 
