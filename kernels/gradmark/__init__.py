@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradmark.backends import BACKENDS, Backend, backend, why_unusable
     from gradmark.errors import BackendUnavailableError, NonFiniteError
+    from gradmark.initializers.public import fans
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ _HOME = {
     "BackendUnavailableError": "gradmark.errors",
     "NonFiniteError": "gradmark.errors",
     "backend": "gradmark.backends",
+    "fans": "gradmark.initializers.public",
     "why_unusable": "gradmark.backends",
 }
 
@@ -30,6 +32,7 @@ __all__ = [
     "NonFiniteError",
     "__version__",
     "backend",
+    "fans",
     "why_unusable",
 ]
 

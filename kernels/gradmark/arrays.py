@@ -8,6 +8,8 @@ implementation that may rely on what was checked.
 from __future__ import annotations
 
 import contextlib
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -53,6 +55,19 @@ def check_same_shape(array: Any, role: str, like: Any, like_role: str) -> None:
             f"{role} has shape {tuple(array.shape)}, {like_role} has shape {tuple(like.shape)};"
             f" {role} must have the shape of {like_role} (nothing is broadcast)"
         )
+
+
+def finite_number(value: Any, name: str) -> float:
+    """`value` as a float; TypeError or ValueError unless it is a finite real number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite and within the range of float64, got {value!r}")
+    return number
 
 
 class NumpyArrays:

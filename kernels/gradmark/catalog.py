@@ -264,7 +264,8 @@ ACTIVATIONS: tuple[Activation, ...] = (
         derivative=(
             "1 / (1 + exp(-2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)))"
             " + x * 2 * sqrt(2 / pi) * (1 + 3 * 0.044715 * x ** 2)"
-            " / (2 + exp(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)) + exp(-2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)))"
+            " / (2 + exp(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3))"
+            " + exp(-2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)))"
         ),
         source="Hendrycks, Gimpel, arXiv:1606.08415, the tanh approximation: (1 + tanh(z)) / 2 = 1 / (1 + exp(-2z))",
         ulp=MappingProxyType({FORWARD: 6.0, BACKWARD: 64.0}),

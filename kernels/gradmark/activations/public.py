@@ -12,13 +12,12 @@ gradient.
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from gradmark.arrays import ArrayLibrary, check_same_shape
+from gradmark.arrays import ArrayLibrary, check_same_shape, finite_number
 from gradmark.catalog import Activation, Parameter, backward_of
 from gradmark.signatures import define
 
@@ -30,7 +29,7 @@ def functions(row: Activation, implementation: ModuleType, arrays: ArrayLibrary)
         "arrays": arrays,
         "quiet": arrays.quiet,
         "check_same_shape": check_same_shape,
-        "fixed": fixed_parameter,
+        "fixed": finite_number,
         "learnable": learnable_parameter,
         "forward_kernel": getattr(implementation, row.name),
         "backward_kernel": getattr(implementation, backward),
@@ -51,20 +50,10 @@ def backward_signature(row: Activation) -> str:
     return f"({', '.join(['grad', 'x', *map(_declared, row.parameters), '*', 'out=None'])})"
 
 
-def fixed_parameter(value: Any, name: str) -> float:
-    """`value` as a float; TypeError or ValueError unless it is a finite real number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    return number
-
-
 def learnable_parameter(value: Any, name: str, x: Any, arrays: ArrayLibrary) -> tuple[Any, tuple[int, ...]]:
     """`value` as an array of shape (1,) or (channels,), and the shape that its gradient is to have."""
     if isinstance(value, numbers.Real) and not hasattr(value, "dtype"):
-        return arrays.scalar(fixed_parameter(value, name), x).reshape(1), ()
+        return arrays.scalar(finite_number(value, name), x).reshape(1), ()
     arrays.check_like(value, name, x, "x")
     shape = tuple(value.shape)
     channels = x.shape[1] if x.ndim >= 2 else 1

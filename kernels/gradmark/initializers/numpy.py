@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy import linalg
 
 from gradmark.numerics import philox_numpy
 
@@ -29,7 +30,8 @@ def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain:
     rows, columns = shape[0], math.prod(shape[1:])
     computed_in = np.promote_types(dtype, np.float32)
     z = normal((rows, columns), seed, computed_in, device, 0.0, 1.0)
-    q, r = np.linalg.qr(z.T if rows < columns else z)
+    # numpy.linalg.qr computes float32 in float64; SciPy's calls LAPACK in the dtype of the matrix.
+    q, r = linalg.qr(z.T if rows < columns else z, mode="economic", overwrite_a=True, check_finite=False)
     # LAPACK fixes no signs. With R's diagonal positive the factorization is unique, and Q is Haar (Mezzadri 2007).
     q *= np.where(np.diagonal(r) < 0, -gain, gain).astype(computed_in)
     return np.ascontiguousarray(q.T if rows < columns else q, dtype).reshape(shape)

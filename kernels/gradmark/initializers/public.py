@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from gradmark.arrays import ArrayLibrary
+from gradmark.arrays import ArrayLibrary, finite_number
 from gradmark.catalog import Initializer, Parameter
 from gradmark.numerics.philox import LARGEST_NORMAL, interval
 from gradmark.signatures import define
@@ -132,7 +132,7 @@ def _initialize(
     dtype = arrays.check_dtype_name(dtype)
     dtype_name = str(dtype).removeprefix("torch.")
     _check_memory(row, shape, dtype_name, arrays.device)
-    arguments = {name: _number(value, name) for name, value in parameters.items()}
+    arguments = {name: finite_number(value, name) for name, value in parameters.items()}
     if row.of is not None:
         arguments = _arguments(row, shape, arguments)
     _CHECKS[row.of or row.name](row, shape, dtype_name, **arguments)
@@ -151,19 +151,6 @@ def _arguments(row: Initializer, shape: tuple[int, ...], parameters: dict[str, f
     # Only what is random is scaled by fans. Those of an empty weight may be 0, and scale nothing.
     fan_in, fan_out = fans(shape) if row.seeded else (1, 1)
     return dict(row.arguments(max(fan_in, 1), max(fan_out, 1), **parameters))
-
-
-def _number(value: Any, name: str) -> float:
-    """`value` as a float; TypeError or ValueError unless it is a finite real number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite and within the range of float64, got {value!r}")
-    return number
 
 
 def _check_uniform(row: Initializer, shape: tuple[int, ...], dtype: str, *, low: float, high: float) -> None:

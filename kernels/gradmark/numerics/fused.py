@@ -61,9 +61,9 @@ class Pointwise:
         """Fill `out`, and return it."""
         dtype = out.dtype.name
         loops = self._compiled.get(dtype) or self.compile(dtype)
-        *flat, flat_out = _flattened(*inputs, out)
-        _run(loops, flat_out.size, (*flat, out.dtype.type(parameter), flat_out))
-        return _delivered(out, flat_out)
+        *flat, flat_out = flattened(*inputs, out)
+        run(loops, flat_out.size, (*flat, out.dtype.type(parameter), flat_out))
+        return delivered(out, flat_out)
 
     def compile(self, dtype: str) -> tuple[Kernel, Kernel]:
         """The serial and the parallel loop of a dtype, compiled or loaded from the cache."""
@@ -96,14 +96,14 @@ class Channelwise:
 
     def __call__(self, inputs: Sequence[Any], parameter: Any, out: Any) -> Any:
         """Fill `out` and return it; where f gives a pair, return `out` and the parameter's gradient."""
-        *flat, flat_out = _flattened(*inputs, out, order="C")
+        *flat, flat_out = flattened(*inputs, out, order="C")
         channels = parameter.size
         length = CHUNK if channels == 1 else flat_out.size // max(1, out.shape[0] * channels)
         if length >= LONG_ROW:
             sums = self._rows(flat, parameter, length, flat_out)
         else:
             sums = self._columns(flat, parameter, length, flat_out)
-        result = _delivered(out, flat_out)
+        result = delivered(out, flat_out)
         return (result, sums.astype(out.dtype)) if self.sums else result
 
     def compile(self, layout: str, dtype: str) -> tuple[Kernel, Kernel]:
@@ -122,7 +122,7 @@ class Channelwise:
         rows = -(-flat_out.size // length)
         partial = np.empty(rows if self.sums else 0)
         loops = self.compile("rows", flat_out.dtype.name)
-        _run(loops, flat_out.size, (*flat, _contiguous(parameter), length, flat_out, partial))
+        run(loops, flat_out.size, (*flat, _contiguous(parameter), length, flat_out, partial))
         channels = parameter.size
         return partial.reshape(-1, channels).sum(axis=0) if self.sums else None
 
@@ -133,11 +133,12 @@ class Channelwise:
         blocks = -(-batch // ROWS_PER_BLOCK)
         partial = np.zeros((blocks if self.sums else 0, spread.size))
         loops = self.compile("columns", flat_out.dtype.name)
-        _run(loops, flat_out.size, (*flat, spread, flat_out, partial))
+        run(loops, flat_out.size, (*flat, spread, flat_out, partial))
         return partial.sum(axis=0).reshape(parameter.size, length).sum(axis=1) if self.sums else None
 
 
-def _run(loops: tuple[Kernel, Kernel], size: int, arguments: tuple[Any, ...]) -> None:
+def run(loops: tuple[Kernel, Kernel], size: int, arguments: tuple[Any, ...]) -> None:
+    """Run the serial loop, or for at least PARALLEL_FROM elements the parallel one, unless the threads are busy."""
     serial, parallel = loops
     if size < PARALLEL_FROM or not _threads.acquire(blocking=False):
         serial(*arguments)
@@ -148,7 +149,7 @@ def _run(loops: tuple[Kernel, Kernel], size: int, arguments: tuple[Any, ...]) ->
         _threads.release()
 
 
-def _flattened(*arrays: Any, order: str = "any") -> list[Any]:
+def flattened(*arrays: Any, order: str = "any") -> list[Any]:
     """The arrays as contiguous 1-d ones, elements in the same order; without a copy where all of them are dense."""
     if all(a.flags.c_contiguous and a.flags.aligned for a in arrays):
         return [a.reshape(-1) for a in arrays]
@@ -164,7 +165,7 @@ def _contiguous(array: Any) -> Any:
     return np.require(array, requirements=["C", "A"])
 
 
-def _delivered(out: Any, flat_out: Any) -> Any:
+def delivered(out: Any, flat_out: Any) -> Any:
     """Copy the result into an `out` that is not dense."""
     if not np.may_share_memory(out, flat_out):
         out[...] = flat_out.reshape(out.shape)

@@ -70,7 +70,7 @@ def _fill(distribution: str, out: Any, first: int, seed: int, *parameters: Any) 
         if name not in _compiled:
             _compiled[name] = _compile(*name)
     k0, k1 = key(seed)
-    fused._run(_compiled[name], out.size, (out, first, np.uint64(k0), np.uint64(k1), *parameters))
+    fused.run(_compiled[name], out.size, (out, first, np.uint64(k0), np.uint64(k1), *parameters))
 
 
 _compiled: dict[tuple[str, str], tuple[Loop, Loop]] = {}

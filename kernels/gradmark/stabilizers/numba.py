@@ -27,7 +27,7 @@ from numba.extending import register_jitable
 from gradmark.activations.numba import PAIRS
 from gradmark.numerics.compile_cache import jit
 from gradmark.numerics.elementary import Elementary, add_in_any_order
-from gradmark.numerics.fused import CHUNK, LONG_ROW, Pointwise, _delivered, _flattened, _run
+from gradmark.numerics.fused import CHUNK, LONG_ROW, Pointwise, delivered, flattened, run
 from gradmark.stabilizers import clipping
 
 TILE = 1 << 12
@@ -52,7 +52,7 @@ def batch_norm(
 ) -> tuple[Any, Any, Any, Any, Any]:
     """Training: normalize by the statistics of the batch; returns y, mean, invstd and the new running statistics."""
     y = np.empty_like(x, subok=False) if out is None else out
-    flat, flat_y = _flattened(x, y, order="C")
+    flat, flat_y = flattened(x, y, order="C")
     layout = _Layout.of(x)
     mean, rest, var = layout.moments(flat)
     invstd = 1.0 / np.sqrt(var + eps)
@@ -62,7 +62,7 @@ def batch_norm(
     layout.elementwise(_normalize, (flat, flat), (high, low, invstd, *_affine(weight, bias, x)), flat_y)
     count = layout.values
     return (
-        _delivered(y, flat_y),
+        delivered(y, flat_y),
         high,
         invstd.astype(x.dtype),
         _moving_average(running_mean, mean, momentum),
@@ -77,14 +77,14 @@ def batch_norm_backward(grad: Any, x: Any, weight: Any, mean: Any, invstd: Any, 
     dx = weight invstd (g - Σg / m - x̂ Σ(g x̂) / m).
     """
     dx = np.empty_like(x, subok=False) if out is None else out
-    flat_grad, flat_x, flat_dx = _flattened(grad, x, dx, order="C")
+    flat_grad, flat_x, flat_dx = flattened(grad, x, dx, order="C")
     layout = _Layout.of(x)
     sum_grad, sum_grad_centred = layout.gradient_sums(flat_grad, flat_x, mean)
     sum_grad_xhat = sum_grad_centred * invstd
     count = max(layout.values, 1)
     numbers = mean, invstd, _scale(weight, invstd), sum_grad / count, sum_grad_xhat / count
     layout.elementwise(_differentiate, (flat_grad, flat_x), numbers, flat_dx)
-    return _delivered(dx, flat_dx), *_parameter_gradients(weight, sum_grad_xhat, sum_grad)
+    return delivered(dx, flat_dx), *_parameter_gradients(weight, sum_grad_xhat, sum_grad)
 
 
 def batch_norm_inference(
@@ -92,10 +92,10 @@ def batch_norm_inference(
 ) -> Any:
     """Normalize by the running statistics."""
     y = np.empty_like(x, subok=False) if out is None else out
-    flat, flat_y = _flattened(x, y, order="C")
+    flat, flat_y = flattened(x, y, order="C")
     numbers = running_mean, np.zeros_like(running_mean), _inverse_deviation(running_var, eps), *_affine(weight, bias, x)
     _Layout.of(x).elementwise(_normalize, (flat, flat), numbers, flat_y)
-    return _delivered(y, flat_y)
+    return delivered(y, flat_y)
 
 
 def batch_norm_inference_backward(
@@ -103,13 +103,13 @@ def batch_norm_inference_backward(
 ) -> tuple[Any, Any, Any]:
     """The gradients of `batch_norm_inference`: y is affine in x, so dx = weight invstd g."""
     dx = np.empty_like(x, subok=False) if out is None else out
-    flat_grad, flat_x, flat_dx = _flattened(grad, x, dx, order="C")
+    flat_grad, flat_x, flat_dx = flattened(grad, x, dx, order="C")
     invstd = _inverse_deviation(running_var, eps)
     layout = _Layout.of(x)
     sum_grad, sum_grad_centred = layout.scaled_and_summed(
         flat_grad, flat_x, running_mean, _scale(weight, invstd).astype(x.dtype), flat_dx
     )
-    return _delivered(dx, flat_dx), *_parameter_gradients(weight, sum_grad_centred * invstd, sum_grad)
+    return delivered(dx, flat_dx), *_parameter_gradients(weight, sum_grad_centred * invstd, sum_grad)
 
 
 def clip_grad_norm(grads: Sequence[Any], max_norm: float, out: Any) -> tuple[list[Any], Any]:
@@ -133,9 +133,9 @@ def clip_grad_norm_backward(cotangents: Sequence[Any], grads: Sequence[Any], max
     factors = clipping.backward_factors(norm, max_norm, scale, dot)
     dgrads = _outputs(grads, out)
     for v, g, d in zip(cotangents, grads, dgrads, strict=True):
-        flat_v, flat_g, flat_d = _flattened(v, g, d)
+        flat_v, flat_g, flat_d = flattened(v, g, d)
         _differences(flat_d, flat_v, flat_g, factors.cotangent, factors.projection, scale, flat_d)
-        _delivered(d, flat_d)
+        delivered(d, flat_d)
     return dgrads
 
 
@@ -144,11 +144,11 @@ def clip_grad_value(grads: Sequence[Any], clip_value: float, out: Any) -> list[A
     clipped = _outputs(grads, out)
     peaks = []
     for g, y in zip(grads, clipped, strict=True):
-        flat_g, flat_y = _flattened(g, y)
+        flat_g, flat_y = flattened(g, y)
         kinds = np.empty(_chunks(flat_g), np.int64)
         _clamped(flat_g, flat_g, float(_limit(clip_value, g)), flat_y, kinds)
         peaks.append(_KINDS[kinds.max(initial=0)])
-        _delivered(y, flat_y)
+        delivered(y, flat_y)
     # Afterwards, as one pass both looks and clamps; so `out` is already written when this raises.
     clipping.check_finite(peaks)
     return clipped
@@ -348,9 +348,9 @@ def _largest(grads: Sequence[Any]) -> list[float]:
 def _scaled_copies(arrays: Sequence[Any], factor: float, out: Any) -> list[Any]:
     results = _outputs(arrays, out)
     for a, y in zip(arrays, results, strict=True):
-        flat_a, flat_y = _flattened(a, y)
+        flat_a, flat_y = flattened(a, y)
         _scaled(flat_a, flat_a, factor, flat_y)
-        _delivered(y, flat_y)
+        delivered(y, flat_y)
     return results
 
 
@@ -377,7 +377,7 @@ class _Loop:
     def __call__(self, like: Any, *arguments: Any) -> None:
         """Run over data of the dtype and size of `like`."""
         dtype = like.dtype.name
-        _run(self._compiled.get(dtype) or self.compile(dtype), like.size, arguments)
+        run(self._compiled.get(dtype) or self.compile(dtype), like.size, arguments)
 
     def compile(self, dtype: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The serial and the parallel loop of a dtype, compiled or loaded from the cache."""

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from gradmark.activations.public import fixed_parameter
-from gradmark.arrays import ArrayLibrary, check_same_shape
+from gradmark.arrays import ArrayLibrary, check_same_shape, finite_number
 from gradmark.catalog import ACTIVATIONS, Stabilizer, backward_of
 from gradmark.signatures import define
 
@@ -287,14 +286,14 @@ def _dtype_name(array: Any) -> str:
 
 
 def _momentum(value: Any) -> float:
-    number = fixed_parameter(value, "momentum")
+    number = finite_number(value, "momentum")
     if not 0.0 <= number <= 1.0:
         raise ValueError(f"momentum must lie in [0, 1], the weight of the new batch; got {value!r}")
     return number
 
 
 def _eps(value: Any) -> float:
-    number = fixed_parameter(value, "eps")
+    number = finite_number(value, "eps")
     if number <= 0.0:
         raise ValueError(f"eps must be > 0, so that a constant channel does not divide by 0; got {value!r}")
     return number
@@ -311,7 +310,7 @@ def _clip_arguments(
     arrays: ArrayLibrary, grads: Any, limit: Any, limit_name: str, out: Any, cotangents: Any = None
 ) -> tuple[list[Any], float, list[Any] | None]:
     grads = _checked_list(arrays, grads, "grads")
-    number = fixed_parameter(limit, limit_name)
+    number = finite_number(limit, limit_name)
     if number < 0.0:
         raise ValueError(f"{limit_name} must be >= 0, got {limit!r}")
     inputs = {"grads": grads}

@@ -19,9 +19,6 @@ from gradmark.stabilizers import clipping
 _HALF = (torch.float16, torch.bfloat16)
 
 
-_HALF = (torch.float16, torch.bfloat16)
-
-
 def batch_norm(
     x: Any,
     weight: Any,

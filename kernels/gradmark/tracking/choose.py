@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ OTHER_MATRIX = "1024x1024"
 
 RESERVE_SECONDS = 2.0
 """Kept free at the end: no call can be broken off once it runs."""
+
+FIRST_SETUP_SECONDS = 1.0
+"""What preparing a workload is taken to cost until one was prepared: about a compilation by Numba."""
+
+SMALLEST_SHARE = 0.1
+"""Seconds for the rounds of a workload where preparing the others takes all the time; the fewest rounds are run."""
 
 MEASURED = "measured"
 BUDGET = "budget"
@@ -152,18 +159,19 @@ def choose(
     findings = {workload: Finding(workload, BUDGET) for workload in planned}
     interrupted = False
     try:
-        longest_setup = 0.0
+        setups: list[float] = []
         for position, workload in enumerate(planned):
             # A compilation cannot be broken off, so none is begun that may last beyond the budget.
-            if time.perf_counter() + longest_setup >= deadline:
+            left = deadline - time.perf_counter() - max(setups, default=0.0)
+            if left <= 0:
                 break
             if before is not None:
                 before(workload)
-            share = (deadline - time.perf_counter()) / (len(planned) - position)
-            _measure(findings[workload], targets, share, deadline, tick)
+            share = left / (len(planned) - position) - _expected_setup(setups)
+            _measure(findings[workload], targets, max(share, SMALLEST_SHARE), deadline, tick)
             if findings[workload].status == INTERRUPTED:
                 raise KeyboardInterrupt
-            longest_setup = max(longest_setup, *findings[workload].setup_seconds.values(), 0.0)
+            setups.append(sum(findings[workload].setup_seconds.values()))
     except KeyboardInterrupt:
         interrupted = True
         for finding in findings.values():
@@ -177,11 +185,15 @@ def choose(
     )
 
 
+def _expected_setup(setups: Sequence[float]) -> float:
+    # The median: the first one imports the libraries, and no other does.
+    return statistics.median(setups) if setups else FIRST_SETUP_SECONDS
+
+
 def _measure(
     finding: Finding, targets: Mapping[str, str | None], share: float, deadline: float, tick: Callable[[], None] | None
 ) -> None:
     """Fill in the finding; it stays at "budget" where the deadline comes first."""
-    began = time.perf_counter()
     ready = {}
     for name, reason in targets.items():
         if reason is not None:
@@ -197,10 +209,9 @@ def _measure(
     left = deadline - time.perf_counter()
     if left <= 0:
         return
-    # A workload that was dear to prepare gets fewer rounds, so that those after it get theirs.
     measurement = ruler.measure(
         {name: prepared.call for name, prepared in ready.items()},
-        budget=min(max(share - (time.perf_counter() - began), share / 4), left),
+        budget=min(share, left),
         limit=left,
         synchronize={name: prepared.synchronize for name, prepared in ready.items()},
         after_round=tick,

@@ -1,87 +1,19 @@
-"""Is every backend right on this machine? Each operation is compared with its formula, in ULP.
-
-`verify` is what the command `gradmark verify` prints and what the tests assert.
-"""
+"""Activations against their formulas, over families of inputs and parameter values."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import mpmath
 import numpy as np
 
 from gradmark import catalog, reference
-from gradmark.backends import DTYPES, Backend, backend
+from gradmark.backends import Backend
 from gradmark.catalog import BACKWARD, FORWARD, Activation, Deviation, Pass
 from gradmark.families import Family, families, gradients, rounded
-from gradmark.workloads import TARGETS
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One comparison of a backend with the reference.
-
-    Attributes
-    ----------
-    operation, operation_pass, target, dtype : str
-        What was compared. The pass is "forward", "backward", or "backward (parameter)".
-    worst : float
-        The largest error, in `unit`; inf where NaN or infinity stood against a number.
-    allowed : float
-        The largest error that the contract allows.
-    where : str
-        The input with the largest error.
-    unit : str
-        What the error counts in, such as "ULP".
-    note : str
-        Where the backend's contract is weaker than the row's, and why.
-    """
-
-    operation: str
-    operation_pass: str
-    target: str
-    dtype: str
-    worst: float
-    allowed: float
-    where: str
-    unit: str = "ULP"
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the worst error is allowed; NaN is not."""
-        return self.worst <= self.allowed
-
-
-def verify(operations: Sequence[str], targets: Sequence[str], dtypes: Sequence[str]) -> Iterator[Check]:
-    """Compare operations with their references; the checks come as they are made.
-
-    Parameters
-    ----------
-    operations : sequence of str
-        Names of the catalog.
-    targets : sequence of str
-        Usable ones of `gradmark.workloads.TARGETS`.
-    dtypes : sequence of str
-        Names of dtypes; a backend that lacks one is not checked in it.
-
-    Raises
-    ------
-    LookupError
-        An unknown operation or target.
-    BackendUnavailableError
-        A target that cannot be used here.
-    """
-    rows = [catalog.operation(name) for name in operations]
-    namespaces = {name: backend(TARGETS[name].backend, device=TARGETS[name].device) for name in targets}
-    for row in rows:
-        for target, namespace in namespaces.items():
-            for dtype in dtypes:
-                if dtype in DTYPES[TARGETS[target].backend] and isinstance(row, Activation):
-                    yield from check_activation(row, namespace, target, dtype)
+from gradmark.verification.check import Check, allowed, from_backend, to_backend
 
 
 def check_activation(row: Activation, namespace: Backend, target: str, dtype: str) -> Iterator[Check]:
@@ -131,30 +63,6 @@ def parameter_sets(row: Activation) -> list[tuple[float, ...]]:
     for index, parameter in enumerate(row.parameters):
         sets += [(*defaults[:index], sample, *defaults[index + 1 :]) for sample in parameter.samples]
     return sets
-
-
-def allowed(row: Activation, operation_pass: Pass, dtype: str) -> float:
-    """The largest error that the row allows in a dtype. Half precision is one rounding of the float32 result."""
-    if dtype in ("float32", "float64"):
-        return row.ulp[operation_pass]
-    lost_bits = reference.MANTISSA_BITS["float32"] - reference.MANTISSA_BITS[dtype]
-    return 0.5 + row.ulp[operation_pass] * 2.0**-lost_bits + 0.01
-
-
-def to_backend(namespace: Backend, values: Any, dtype: str) -> Any:
-    """float64 numbers as an array of the backend, on its device."""
-    if namespace.name != "torch":
-        return np.asarray(values).astype(dtype)
-    import torch
-
-    return torch.from_numpy(np.array(values)).to(dtype=getattr(torch, dtype), device=namespace.device)
-
-
-def from_backend(array: Any) -> Any:
-    """An array of a backend as float64 numbers."""
-    if isinstance(array, np.ndarray):
-        return array.astype(np.float64)
-    return array.double().cpu().numpy()
 
 
 # Families whose terms are finite in every dtype when summed.

@@ -1,0 +1,140 @@
+"""Initializers against their definition: the Philox stream, written out in Python integers and mpmath."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import mpmath
+import numpy as np
+
+from gradmark import reference
+from gradmark.backends import Backend
+from gradmark.catalog import Initializer
+from gradmark.families import rounded
+from gradmark.initializers.public import fans
+from gradmark.numerics import philox
+from gradmark.verification.check import Check, from_backend
+
+# Odd, so that the last block and the last pair are cut; with a kernel, so that the fans are not the shape.
+_SHAPE = (7, 5, 3)
+_SQUARE = (48, 48)
+_SEED = 0x9E3779B97F4A7C15
+
+_NORMAL_ULP = 8.0
+"""In ULP of the radius: the rounded 2π and the rounded angle 2πu2 are each off by up to half an ULP of 2π, which is
+up to 4 ULP of a cosine near 1; the logarithm's root adds one."""
+
+# ‖QᵀQ - I‖_F in units of √n eps, of the rounded result: Householder QR is orthogonal to a small multiple of eps in
+# each column (Higham, Accuracy and Stability, 2002, theorem 19.4), and rounding adds half an ULP to each entry.
+_ORTHOGONALITY = 8.0
+
+
+def check_initializer(row: Initializer, namespace: Backend, target: str, dtype: str) -> Iterator[Check]:
+    """One check of each parameter set's weights; the stream's elements in ULP, orthogonality in √n eps."""
+    if row.distribution == "orthogonal":
+        yield _check_orthogonal(row, namespace, target, dtype)
+        return
+    shape = _SQUARE if row.name == "identity" else _SHAPE
+    worst, where = -1.0, ""
+    for parameters in _parameter_sets(row):
+        keywords = {"seed": _SEED} if row.seeded else {}
+        found = from_backend(getattr(namespace, row.name)(shape, **keywords, dtype=dtype, **parameters))
+        expected, floors = _expected(row, shape, parameters, dtype)
+        for index, (value, exact, floor) in enumerate(zip(found.ravel(), expected, floors, strict=True)):
+            error = reference.error_in_ulp(float(value), exact, floor, dtype)
+            if not error <= worst:
+                given = "".join(f", {name} = {number:g}" for name, number in parameters.items())
+                worst, where = error, f"element {index} of shape {shape}{given}"
+    allowed = {"uniform": 0.0, "fixed": 0.0, "normal": _NORMAL_ULP}[row.distribution]
+    if row.distribution == "normal" and dtype in ("float16", "bfloat16"):
+        allowed = 0.51
+    yield Check(row.name, "forward", target, dtype, worst, allowed, where)
+
+
+def _parameter_sets(row: Initializer) -> list[dict[str, float]]:
+    defaults = {p.name: p.samples[0] if p.default is None else p.default for p in row.parameters}
+    samples = [{**defaults, p.name: sample} for p in row.parameters for sample in p.samples]
+    return [defaults, *(s for s in samples if s.get("low", -1.0) < s.get("high", 1.0))]
+
+
+def _expected(
+    row: Initializer, shape: tuple[int, ...], parameters: Mapping[str, float], dtype: str
+) -> tuple[list[Any], list[Any]]:
+    """The exact elements, and for each the scale below which its error is not relative."""
+    count = int(np.prod(shape))
+    if row.name == "identity":
+        value = mpmath.mpf(float(rounded(np.array([parameters["gain"]]), dtype)[0]))
+        rows, columns = shape
+        elements = [value if i == j else mpmath.mpf(0) for i in range(rows) for j in range(columns)]
+        return elements, [0] * count
+    arguments = parameters
+    if row.of is not None and row.arguments is not None:
+        arguments = row.arguments(*fans(shape), **parameters)
+    if row.distribution == "fixed":
+        return [mpmath.mpf(float(rounded(np.array([arguments["value"]]), dtype)[0]))] * count, [0] * count
+    if row.distribution == "uniform":
+        return _uniform(count, arguments["low"], arguments["high"], dtype)
+    return _normal(count, arguments["mean"], arguments["std"], dtype)
+
+
+def _words(block: int) -> list[int]:
+    """Philox4x32-10 in Python's integers (Salmon et al. 2011, section 3.3)."""
+    c = [block & 0xFFFFFFFF, block >> 32, 0, 0]
+    k = list(philox.key(_SEED))
+    for _ in range(philox.ROUNDS):
+        first, second = philox.M0 * c[0], philox.M1 * c[2]
+        c = [(second >> 32) ^ c[1] ^ k[0], second & 0xFFFFFFFF, (first >> 32) ^ c[3] ^ k[1], first & 0xFFFFFFFF]
+        k = [(k[0] + philox.W0) & 0xFFFFFFFF, (k[1] + philox.W1) & 0xFFFFFFFF]
+    return c
+
+
+def _integers(count: int, dtype: str) -> tuple[list[int], int]:
+    """The random integer of each element, and its bits: 32 or 53."""
+    if dtype == "float64":
+        blocks = [_words(block) for block in range(-(-count // 2))]
+        pairs = [pair for w in blocks for pair in ((w[0], w[1]), (w[2], w[3]))]
+        return [(a >> 5 << 26) + (b >> 6) for a, b in pairs], 53
+    return [word for block in range(-(-count // 4)) for word in _words(block)], 32
+
+
+def _uniform(count: int, low: float, high: float, dtype: str) -> tuple[list[Any], list[Any]]:
+    """low + (high - low) u, each operation rounded once: NumPy's scalars do that."""
+    wide = np.float64 if dtype == "float64" else np.float32
+    integers, bits = _integers(count, dtype)
+    first, end = wide(low), wide(high)
+    span, last = wide(end - first), np.nextafter(end, first)
+    scale = [wide(v >> 8) * wide(2.0**-24) if bits == 32 else wide(v) * wide(2.0**-53) for v in integers[:count]]
+    values = np.array([min(wide(first + wide(span * u)), last) for u in scale], dtype=np.float64)
+    return [mpmath.mpf(float(v)) for v in rounded(values, dtype)], [0] * count
+
+
+def _normal(count: int, mean: float, std: float, dtype: str) -> tuple[list[Any], list[Any]]:
+    """Box-Muller, exactly; near a zero of the cosine, or where mean and std z cancel, errors are those of std r."""
+    integers, bits = _integers(count + 1, dtype)
+    elements: list[Any] = []
+    floors: list[Any] = []
+    with mpmath.workprec(300):
+        for j in range(0, count, 2):
+            u1 = mpmath.ldexp(integers[j] + 1, -bits)
+            u2 = mpmath.ldexp(integers[j + 1], -bits)
+            radius = std * mpmath.sqrt(-2 * mpmath.log(u1))
+            angle = 2 * mpmath.pi * u2
+            elements += [mean + radius * mpmath.cos(angle), mean + radius * mpmath.sin(angle)]
+            floors += [radius + abs(mean)] * 2
+    return elements[:count], floors[:count]
+
+
+def _check_orthogonal(row: Initializer, namespace: Backend, target: str, dtype: str) -> Check:
+    worst, where = -1.0, ""
+    eps = 2.0 ** -reference.MANTISSA_BITS[dtype]
+    for shape in ((64, 64), (96, 32), (32, 96), (8, 4, 3, 3)):
+        for gain in (1.0, 2.0):
+            q = from_backend(getattr(namespace, row.name)(shape, seed=_SEED, dtype=dtype, gain=gain))
+            q = q.reshape(shape[0], -1) / gain
+            q = q if q.shape[0] >= q.shape[1] else q.T
+            n = q.shape[1]
+            error = float(np.linalg.norm(q.T @ q - np.eye(n)) / (np.sqrt(n) * eps))
+            if not error <= worst:
+                worst, where = error, f"shape {shape}, gain = {gain:g}"
+    return Check(row.name, "forward", target, dtype, worst, _ORTHOGONALITY, where, unit="√n eps of ‖QᵀQ - I‖")

@@ -1,0 +1,105 @@
+"""Every operation, in every backend, device and dtype, against its definition: what `gradmark verify` reports."""
+
+import dataclasses
+
+import mpmath
+import numpy as np
+import pytest
+
+import gradmark
+from gradmark import catalog, reference, verification
+from gradmark.backends import DTYPES
+from gradmark.catalog import Activation, Stabilizer
+from gradmark.verification import Check, check_operation
+from gradmark.workloads import TARGETS
+
+EVERY = [(t, d) for t in TARGETS for d in DTYPES[TARGETS[t].backend]]
+
+
+def namespace_of(target):
+    backend, device = TARGETS[target].backend, TARGETS[target].device
+    reason = gradmark.why_unusable(backend, device)
+    if reason is not None:
+        pytest.skip(reason)
+    return gradmark.backend(backend, device=device)
+
+
+def expected_passes(row):
+    if isinstance(row, Activation):
+        return ["forward", "backward", *(f"backward ({p.name})" for p in row.learnable)]
+    return ["forward", "backward"] if isinstance(row, Stabilizer) else ["forward"]
+
+
+@pytest.mark.parametrize(("target", "dtype"), EVERY)
+@pytest.mark.parametrize("operation", catalog.OPERATIONS)
+def test_agrees_with_the_definition(operation, target, dtype):
+    row = catalog.operation(operation)
+    checks = list(check_operation(row, namespace_of(target), target, dtype))
+    assert [c.operation_pass for c in checks] == expected_passes(row)
+    assert [str(c) for c in checks if not c.passed] == []
+
+
+class Wrong:
+    """A backend that errs in one function by the least that must be found."""
+
+    def __init__(self, backend, function, spoil):
+        self._backend = backend
+        self.name, self.device, self._arrays = backend.name, backend.device, backend._arrays
+        self._function, self._spoil = function, spoil
+
+    def __getattr__(self, name):
+        right = getattr(self._backend, name)
+        return right if name != self._function else lambda *a, **k: self._spoil(right(*a, **k))
+
+
+def off_by_a_few_ulp(result):
+    if isinstance(result, tuple) and hasattr(result, "_replace"):
+        return result._replace(y=off_by_a_few_ulp(result.y))
+    if isinstance(result, tuple):
+        return (off_by_a_few_ulp(result[0]), *result[1:])
+    if isinstance(result, list):
+        return [off_by_a_few_ulp(r) for r in result]
+    wrong = result.copy()
+    wrong.flat[wrong.size // 2] *= 1 + 1e-4
+    return wrong
+
+
+@pytest.mark.parametrize("operation", [n for n in catalog.OPERATIONS if n not in ("zeros", "identity")])
+def test_a_wrong_backend_is_found(operation):
+    """One element, off by one part in 10 000, anywhere in the families: the check must fail, or it proves nothing."""
+    row = catalog.operation(operation)
+    wrong = Wrong(gradmark.backend("numpy"), operation, off_by_a_few_ulp)
+    forward = next(iter(check_operation(row, wrong, "numpy", "float32")))
+    assert not forward.passed
+
+
+def test_nan_and_infinity_are_never_passed():
+    check = Check("gelu", "forward", "numpy", "float32", float("nan"), 1.0, "x = 1")
+    assert not check.passed
+    assert not dataclasses.replace(check, worst=float("inf")).passed
+    one = mpmath.mpf(1)
+    assert reference.error_in_ulp(float("nan"), one, 0, "float32") == float("inf")
+    assert reference.error_in_ulp(float("inf"), one, 0, "float32") == float("inf")
+    assert reference.error_in_ulp(1.0, mpmath.nan, 0, "float32") == float("inf")
+    assert reference.error_in_ulp(1.0, mpmath.inf, 0, "float32") == float("inf")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_ulp_is_numpys_spacing(dtype):
+    for value in (1.0, 1.5, 2.0, 0.1, 1e-3, 6.1e-5, 1000.0, float(np.finfo(dtype).max), float(np.finfo(dtype).tiny)):
+        stored = np.dtype(dtype).type(value)
+        assert float(reference.ulp(mpmath.mpf(float(stored)), dtype)) == float(np.spacing(stored))
+
+
+def test_errors_are_counted_in_ulp():
+    x = np.float32(0.3)
+    exact = mpmath.mpf(float(x))
+    assert reference.error_in_ulp(float(np.nextafter(x, np.float32(1))), exact, 0, "float32") == 1.0
+    assert reference.error_in_ulp(float(x), exact, 0, "float32") == 0.0
+
+
+def test_unknown_operations_and_targets():
+    with pytest.raises(LookupError, match="known operations"):
+        list(verification.verify(["swoosh"], ["numpy"], ["float32"]))
+    with pytest.raises(KeyError):
+        list(verification.verify(["gelu"], ["abacus"], ["float32"]))
