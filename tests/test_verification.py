@@ -53,7 +53,7 @@ class Wrong:
 
 
 def off_by_a_few_ulp(result):
-    if isinstance(result, tuple) and hasattr(result, "_replace"):
+    if hasattr(result, "y"):
         return result._replace(y=off_by_a_few_ulp(result.y))
     if isinstance(result, tuple):
         return (off_by_a_few_ulp(result[0]), *result[1:])
@@ -86,7 +86,7 @@ def test_nan_and_infinity_are_never_passed():
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_ulp_is_numpys_spacing(dtype):
-    for value in (1.0, 1.5, 2.0, 0.1, 1e-3, 6.1e-5, 1000.0, float(np.finfo(dtype).max), float(np.finfo(dtype).tiny)):
+    for value in (1.0, 1.5, 2.0, 0.1, 1e-3, 6.1e-5, 1000.0, float(np.finfo(dtype).max / 2), float(np.finfo(dtype).tiny)):
         stored = np.dtype(dtype).type(value)
         assert float(reference.ulp(mpmath.mpf(float(stored)), dtype)) == float(np.spacing(stored))
 
