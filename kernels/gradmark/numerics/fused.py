@@ -25,8 +25,12 @@ Maker = Callable[[Elementary], Kernel]
 
 CHUNK = 1 << 14
 """Elements that one thread handles at a time: inputs and output of a chunk stay in a core's own cache."""
-PARALLEL_FROM = 1 << 16
-"""Elements from which several threads pay."""
+PARALLEL_FROM = 1 << 15
+"""Elements from which several threads pay.
+
+Measured on two cores, float32, serial over parallel time: gelu 0.9 at 2^14 elements and 1.45 at 2^15, relu 0.93 at
+2^15 and 1.1 at 2^16. The operations that lose at 2^15 lose 7 %.
+"""
 LONG_ROW = 32
 """Contiguous elements with one channel's parameter from which a loop over them alone is worth it."""
 ROWS_PER_BLOCK = 64
@@ -54,23 +58,25 @@ class Pointwise:
         self.name = name
         self.arrays = arrays
         self._make = make
-        self._compiled: dict[str, tuple[Kernel, Kernel]] = {}
+        # By dtype, not by its name: numpy.dtype.name is put together anew at every access, which takes microseconds.
+        self._compiled: dict[Any, tuple[Kernel, Kernel]] = {}
         self._compiling = threading.Lock()
 
     def __call__(self, inputs: Sequence[Any], parameter: float, out: Any) -> Any:
         """Fill `out`, and return it."""
-        dtype = out.dtype.name
-        loops = self._compiled.get(dtype) or self.compile(dtype)
+        loops = self._compiled.get(out.dtype) or self.compile(out.dtype)
         *flat, flat_out = flattened(*inputs, out)
         run(loops, flat_out.size, (*flat, out.dtype.type(parameter), flat_out))
         return delivered(out, flat_out)
 
-    def compile(self, dtype: str) -> tuple[Kernel, Kernel]:
+    def compile(self, dtype: Any) -> tuple[Kernel, Kernel]:
         """The serial and the parallel loop of a dtype, compiled or loaded from the cache."""
+        key = np.dtype(dtype)
         with self._compiling:
-            if dtype not in self._compiled:
-                self._compiled[dtype] = _pointwise_loops(self.name, self.arrays, dtype, self._make(elementary(dtype)))
-        return self._compiled[dtype]
+            if key not in self._compiled:
+                f = self._make(elementary(key.name))
+                self._compiled[key] = _pointwise_loops(self.name, self.arrays, key.name, f)
+        return self._compiled[key]
 
 
 class Channelwise:
@@ -91,7 +97,7 @@ class Channelwise:
         self.arrays = arrays
         self.sums = sums
         self._make = make
-        self._compiled: dict[tuple[str, str], tuple[Kernel, Kernel]] = {}
+        self._compiled: dict[tuple[str, Any], tuple[Kernel, Kernel]] = {}
         self._compiling = threading.Lock()
 
     def __call__(self, inputs: Sequence[Any], parameter: Any, out: Any) -> Any:
@@ -106,22 +112,23 @@ class Channelwise:
         result = delivered(out, flat_out)
         return (result, sums.astype(out.dtype)) if self.sums else result
 
-    def compile(self, layout: str, dtype: str) -> tuple[Kernel, Kernel]:
+    def compile(self, layout: str, dtype: Any) -> tuple[Kernel, Kernel]:
         """The serial and the parallel loop of a layout and dtype, compiled or loaded from the cache."""
-        key = layout, dtype
+        key = layout, np.dtype(dtype)
         if key in self._compiled:
             return self._compiled[key]
         with self._compiling:
             if key not in self._compiled:
-                f = self._make(elementary(dtype))
-                self._compiled[key] = _channelwise_loops(self.name, layout, self.arrays, dtype, f, sums=self.sums)
+                name = key[1].name
+                f = self._make(elementary(name))
+                self._compiled[key] = _channelwise_loops(self.name, layout, self.arrays, name, f, sums=self.sums)
         return self._compiled[key]
 
     def _rows(self, flat: list[Any], parameter: Any, length: int, flat_out: Any) -> Any:
         """Each run of `length` contiguous elements has one parameter; its contribution is one number."""
         rows = -(-flat_out.size // length)
         partial = np.empty(rows if self.sums else 0)
-        loops = self.compile("rows", flat_out.dtype.name)
+        loops = self.compile("rows", flat_out.dtype)
         run(loops, flat_out.size, (*flat, _contiguous(parameter), length, flat_out, partial))
         channels = parameter.size
         return partial.reshape(-1, channels).sum(axis=0) if self.sums else None
@@ -132,7 +139,7 @@ class Channelwise:
         batch = flat_out.size // max(1, spread.size)
         blocks = -(-batch // ROWS_PER_BLOCK)
         partial = np.zeros((blocks if self.sums else 0, spread.size))
-        loops = self.compile("columns", flat_out.dtype.name)
+        loops = self.compile("columns", flat_out.dtype)
         run(loops, flat_out.size, (*flat, spread, flat_out, partial))
         return partial.sum(axis=0).reshape(parameter.size, length).sum(axis=1) if self.sums else None
 
@@ -151,7 +158,8 @@ def run(loops: tuple[Kernel, Kernel], size: int, arguments: tuple[Any, ...]) -> 
 
 def flattened(*arrays: Any, order: str = "any") -> list[Any]:
     """The arrays as contiguous 1-d ones, elements in the same order; without a copy where all of them are dense."""
-    if all(a.flags.c_contiguous and a.flags.aligned for a in arrays):
+    # A list, not a generator: this runs in every call, and a generator costs more than the checks.
+    if all([a.flags.carray or _is_dense(a) for a in arrays]):  # noqa: C419
         return [a.reshape(-1) for a in arrays]
     if order == "any" and all(a.flags.f_contiguous and a.flags.aligned for a in arrays):
         return [a.T.reshape(-1) for a in arrays]
@@ -161,13 +169,18 @@ def flattened(*arrays: Any, order: str = "any") -> list[Any]:
     return [*(_contiguous(a).reshape(-1) for a in inputs), out.reshape(-1) if direct else np.empty(out.size, out.dtype)]
 
 
+def _is_dense(array: Any) -> bool:
+    """C-contiguous and aligned; `flags.carray` asks for writeable as well, in one access."""
+    return bool(array.flags.c_contiguous and array.flags.aligned)
+
+
 def _contiguous(array: Any) -> Any:
     return np.require(array, requirements=["C", "A"])
 
 
 def delivered(out: Any, flat_out: Any) -> Any:
     """Copy the result into an `out` that is not dense."""
-    if not np.may_share_memory(out, flat_out):
+    if flat_out.base is None and flat_out is not out:
         out[...] = flat_out.reshape(out.shape)
     return out
 
