@@ -55,12 +55,31 @@ def test_a_burst_lasts_long_enough(clock):
     assert found.number["slow"] == 1
 
 
+def test_one_stall_does_not_pass_for_a_slow_candidate(clock):
+    stalls = iter([0.02])
+
+    def call():
+        clock.now += next(stalls, 1e-5)
+
+    found = measure({"a": call}, budget=10.0)
+    assert found.number["a"] >= 500
+
+
+def test_a_machine_that_slows_down_ends_at_the_budget(clock):
+    def call():
+        clock.now += 0.01 if clock.now < 0.1 else 0.2
+
+    found = measure({"a": call}, budget=2.0, limit=10.0)
+    assert min_rounds() <= found.rounds < ruler.MAX_ROUNDS
+    assert clock.now < 2.0 + 0.2 * (min_rounds() + 1)
+
+
 def test_every_round_has_one_burst_of_each_in_an_order_that_the_seed_fixes(clock):
     def order(seed):
         log = []
         calls = {name: work(clock, 6e-3, log, name) for name in "abc"}
         measure(calls, budget=10.0, seed=seed)
-        rounds = [tuple(log[i : i + 3]) for i in range(3, len(log), 3)]
+        rounds = [tuple(log[i : i + 3]) for i in range(6, len(log), 3)]  # two bursts of each calibrate
         assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
         return rounds
 
@@ -108,9 +127,9 @@ def test_ctrl_c_keeps_the_completed_rounds(clock):
 
     found = measure({"a": interrupted, "b": work(clock, 0.01)}, budget=10.0)
     assert found.interrupted
-    # The first call calibrates, and the eleventh breaks the tenth round off, which is dropped for both.
-    assert found.rounds == 9
-    assert {len(values) for values in found.seconds.values()} == {9}
+    # Two calls calibrate, and the eleventh breaks the ninth round off, which is dropped for both.
+    assert found.rounds == 8
+    assert {len(values) for values in found.seconds.values()} == {8}
 
 
 def test_a_candidate_that_returns_early_is_waited_for_once_a_burst(clock):

@@ -118,8 +118,8 @@ def measure(
 ) -> Measurement:
     """Time the candidates in interleaved rounds.
 
-    The number of rounds follows from the budget and from a calibration before the first round, never from how close
-    the candidates are: an interval is not looked at until it pleases.
+    The number of rounds follows from the budget, by a calibration before the first round and by the clock, never from
+    how close the candidates are: an interval is not looked at until it pleases.
 
     Parameters
     ----------
@@ -159,7 +159,9 @@ def measure(
         session.calibrate(until=began + (limit or budget))
         rounds = session.affordable_rounds(began + budget, began + (limit or budget))
         shuffle = random.Random(seed).shuffle
-        for _ in range(rounds):
+        for completed in range(rounds):
+            if completed >= min_rounds() and _clock() >= began + budget:
+                break
             session.run_round(shuffle)
             if after_round is not None:
                 after_round()
@@ -256,13 +258,22 @@ class _Runner:
         """Seconds that a burst takes with everything around it."""
 
     def calibrate(self) -> None:
-        """Find how many calls last for BURST_SECONDS."""
+        """Find how many calls last for BURST_SECONDS.
+
+        One stall of the machine must not pass for a slow candidate: a short burst has to be long enough twice.
+        """
+        confirmed = False
         while True:
             began = _clock()
             self.per_call = self.burst()
             self.cost = _clock() - began
-            if self.per_call * self.number >= BURST_SECONDS:
-                return
+            lasted = self.per_call * self.number
+            if lasted >= BURST_SECONDS:
+                if confirmed or lasted >= 10 * BURST_SECONDS:
+                    return
+                confirmed = True
+                continue
+            confirmed = False
             # At most tenfold: a first burst can be far slower than the next.
             wanted = math.ceil(1.1 * BURST_SECONDS / max(self.per_call, 1e-9))
             self.number = max(self.number + 1, min(10 * self.number, wanted))
