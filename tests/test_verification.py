@@ -86,7 +86,8 @@ def test_nan_and_infinity_are_never_passed():
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_ulp_is_numpys_spacing(dtype):
-    for value in (1.0, 1.5, 2.0, 0.1, 1e-3, 6.1e-5, 1000.0, float(np.finfo(dtype).max / 2), float(np.finfo(dtype).tiny)):
+    extremes = float(np.finfo(dtype).max / 2), float(np.finfo(dtype).tiny)
+    for value in (1.0, 1.5, 2.0, 0.1, 1e-3, 6.1e-5, 1000.0, *extremes):
         stored = np.dtype(dtype).type(value)
         assert float(reference.ulp(mpmath.mpf(float(stored)), dtype)) == float(np.spacing(stored))
 
