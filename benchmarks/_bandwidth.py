@@ -2,7 +2,8 @@
 
 A busy or throttled machine slows both, so the fraction moves less than seconds do. The copy moves as many bytes as
 the kernel has to (it reads half and writes half), on all the cores that the process may use: one yardstick for all
-CPU targets, so that a serial backend shows what it leaves unused.
+CPU targets, so that a serial backend shows what it leaves unused. It is memcpy's bandwidth, not the memory's: a kernel
+may exceed 1 where the C library's copy is not the fastest way to move bytes.
 """
 
 from __future__ import annotations
