@@ -113,6 +113,8 @@ def _speed(record: dict[str, Any]) -> Iterator[str]:
         f"\n{dtypes}. Median of the ratios within each round ({record['confidence']:.0%} interval);"
         " ~ where the slower one was given up after the trial rounds, without an interval."
     )
+    if record["others_cores"] is not None:
+        yield f"\nOther processes kept {record['others_cores']:.2f} cores busy meanwhile."
     for name, reason in record["targets"].items():
         if reason is not None:
             yield f"\n{name}: not measured ({reason})."

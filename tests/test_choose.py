@@ -1,6 +1,8 @@
 """The chooser: what it plans, what it does with its budget, and that nothing is silently left out."""
 
 import json
+import subprocess
+import sys
 import time
 
 from gradmark import catalog, workloads
@@ -179,6 +181,23 @@ def test_a_result_file_says_where_it_comes_from():
     assert head["machine"]["cores"] >= 1
     assert head["machine"]["cpu"]
     assert head["commit"] is None or len(head["commit"]) == 40
+
+
+def test_others_at_work_are_told_from_ourselves():
+    if machine.other_cpu_seconds() is None:
+        pytest.skip("this system does not tell")
+    before = machine.other_cpu_seconds()
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True)
+    assert machine.other_cpu_seconds() - before > 0.4
+
+
+def test_a_machine_that_was_not_quiet_is_said_to_be(monkeypatch, capsys):
+    Fake(monkeypatch, numpy=0.006, numba=0.006)
+    choice = choose.choose(cells(1), ALL, budget=20.0)
+    choice.others_cores = 0.0
+    assert "NOT QUIET" not in shown(choice, capsys)
+    choice.others_cores = 1.5
+    assert "NOT QUIET: other processes kept 1.5 cores busy" in " ".join(shown(choice, capsys).split())
 
 
 def test_the_real_workloads_of_one_operation_are_measured():

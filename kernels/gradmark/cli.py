@@ -169,12 +169,6 @@ def _print_choice(choice: Choice, budget: float, machine: dict[str, Any]) -> Non
     console.print(choice_table.table(choice))
     for note in choice_table.footnotes(choice, budget=budget):
         console.print(note)
-    load = machine["load_average_1min"]
-    if load is not None and load > 0.5 * machine["cores"]:
-        console.print(
-            f"This machine was busy when it began (load {load:.1f}). Parallel kernels suffer most from that, some a"
-            " thousandfold: run it again on a quiet machine."
-        )
 
 
 class _Countdown:

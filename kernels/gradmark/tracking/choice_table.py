@@ -13,6 +13,9 @@ from gradmark.tracking import choose
 from gradmark.tracking import measure as ruler
 from gradmark.tracking.choose import Choice, Finding
 
+BUSY_CORES = 0.1
+"""Cores kept busy by others, above which the table warns: one burst in ten, or more, may then be disturbed."""
+
 _NOT_MEASURED = {
     choose.BUDGET: "budget",
     choose.INTERRUPTED: "interrupted",
@@ -53,6 +56,11 @@ def footnotes(choice: Choice, *, budget: float) -> Iterator[str]:
         if reason is not None:
             yield f"{name} is not usable here: {reason}."
     yield from _absent(choice)
+    if choice.others_cores is not None and choice.others_cores > BUSY_CORES:
+        yield (
+            f"This machine was NOT QUIET: other processes kept {choice.others_cores:.1f} cores busy meanwhile. Kernels"
+            " with several threads suffer most from that, some a hundredfold: do not rely on this table, run it again."
+        )
     yield f"{choice.seconds:.0f} s in all, of a budget of {budget:.0f} s."
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import gradmark
 from gradmark import backends, catalog, workloads
+from gradmark.tracking import machine
 from gradmark.tracking import measure as ruler
 from gradmark.workloads import Target, UnavailableError, Workload
 
@@ -77,12 +78,15 @@ class Choice:
     seconds : float
         How long it took.
     interrupted : bool
+    others_cores : float or None
+        How many cores other processes kept busy meanwhile, on average; None where the system does not tell.
     """
 
     findings: list[Finding]
     targets: dict[str, str | None]
     seconds: float
     interrupted: bool
+    others_cores: float | None = None
 
 
 def plan(operations: Iterable[str], sizes: Container[str], dtype: str) -> list[Workload]:
@@ -155,6 +159,7 @@ def choose(
         After Ctrl-C it holds what was measured until then.
     """
     began = time.perf_counter() if began is None else began
+    started, others = time.perf_counter(), machine.other_cpu_seconds()
     deadline = began + budget - min(RESERVE_SECONDS, budget / 10)
     findings = {workload: Finding(workload, BUDGET) for workload in planned}
     interrupted = False
@@ -182,7 +187,13 @@ def choose(
         dict(targets),
         time.perf_counter() - began,
         interrupted,
+        _others_cores(others, time.perf_counter() - started),
     )
+
+
+def _others_cores(before: float | None, elapsed: float) -> float | None:
+    after = machine.other_cpu_seconds()
+    return None if before is None or after is None else max(0.0, after - before) / elapsed
 
 
 def _expected_setup(setups: Sequence[float]) -> float:
@@ -272,6 +283,7 @@ def record(choice: Choice, *, budget: float) -> dict[str, Any]:
         "budget_seconds": budget,
         "seconds": choice.seconds,
         "interrupted": choice.interrupted,
+        "others_cores": choice.others_cores,
         "confidence": ruler.CONFIDENCE,
         "effect": ruler.EFFECT,
         "targets": choice.targets,

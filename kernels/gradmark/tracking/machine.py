@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,22 @@ def machine() -> dict[str, Any]:
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "thread_variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
     }
+
+
+def other_cpu_seconds() -> float | None:
+    """CPU seconds that others than this process have used since the system started, or None where it does not tell.
+
+    What a hypervisor took away (steal) counts as well. The difference of two values tells how quiet a machine was in
+    between, which the load average of the beginning does not.
+    """
+    try:
+        first = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
+        ticks = os.sysconf("SC_CLK_TCK")
+    except (AttributeError, OSError, ValueError):
+        return None
+    # cpu user nice system idle iowait irq softirq steal …, in ticks, see proc_stat(5).
+    user, nice, system, _, _, irq, softirq, steal = map(int, first.split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / ticks - time.process_time()
 
 
 def _cpu_model() -> str:
