@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from gradmark import catalog, workloads
 from gradmark.tracking import choice_table, choose, machine
 from gradmark.workloads import Prepared, UnavailableError, Workload
