@@ -1,7 +1,10 @@
 """The contract that all backends keep: the same functions, the same signatures, the same errors."""
 
+import copy
+import functools
 import importlib
 import inspect
+import pickle
 import subprocess
 import sys
 
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 
 import gradmark
-from gradmark import catalog
+from gradmark import backends, catalog
 from gradmark.activations import public
 from gradmark.backends import BACKENDS, DTYPES
 from gradmark.catalog import backward_of
@@ -90,6 +93,32 @@ def test_unknown_names_list_the_known_ones():
         _ = gradmark.swoosh
 
 
+def test_backends_can_be_copied_and_pickled():
+    for name in BACKENDS:
+        namespace = gradmark.backend(name)
+        assert copy.deepcopy(namespace) is namespace
+        assert pickle.loads(pickle.dumps(namespace)) is namespace
+
+
+def test_devices_by_any_name():
+    torch = pytest.importorskip("torch")
+    for device in ("cpu", "cpu:3", torch.device("cpu")):
+        assert gradmark.backend("torch", device=device).zeros((2,)).tolist() == [0.0, 0.0]
+    for device in (None, 3):
+        with pytest.raises(TypeError, match="device must be text"):
+            gradmark.backend("torch", device=device)
+    with pytest.raises(LookupError, match="unknown backend"):
+        gradmark.backend(["numpy"])
+
+
+@pytest.mark.parametrize("backend_name", ["numpy", "numba"])
+def test_subclasses_are_no_arrays(backend_name):
+    function = gradmark.backend(backend_name).gelu
+    for array in (np.ma.masked_array([1.0, 2.0], [True, False]), np.ones((1, 2)).view(np.matrix)):
+        with pytest.raises(TypeError, match=r"takes numpy\.ndarray"):
+            function(array)
+
+
 def test_initializers_have_no_backward():
     with pytest.raises(AttributeError, match="he_normal_backward"):
         _ = gradmark.backend("numpy").he_normal_backward
@@ -112,14 +141,14 @@ def test_unusable_devices_say_why(backend, device, reason):
 
 def test_a_missing_package_is_said(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    gradmark.why_unusable.cache_clear()
+    backends._why_unusable.cache_clear()
     try:
         with pytest.raises(
             gradmark.BackendUnavailableError, match=r"numba is not installed: pip install 'gradmark\[numba\]'"
         ):
             gradmark.backend("numba")
     finally:
-        gradmark.why_unusable.cache_clear()
+        backends._why_unusable.cache_clear()
 
 
 def array(backend, values, dtype="float32"):
@@ -184,6 +213,10 @@ def test_bad_out(row, backend):
     spread = one.expand(4) if backend == "torch" else np.lib.stride_tricks.as_strided(one, (4,), (0,))
     with pytest.raises(ValueError, match="several elements in one place"):
         function(x, out=spread)
+    eight = array(backend, [0.0] * 8)
+    as_strided = eight.as_strided if backend == "torch" else functools.partial(np.lib.stride_tricks.as_strided, eight)
+    with pytest.raises(ValueError, match="several elements in one place"):
+        function(x.reshape(2, 2), out=as_strided((2, 2), (1, 1) if backend == "torch" else (4, 4)))
     if backend == "torch":
         with pytest.raises(ValueError, match="out requires grad"):
             function(x, out=x.clone().requires_grad_())
@@ -204,6 +237,8 @@ def test_bad_parameters(row, parameter, backend):
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"{parameter.name} must be finite"):
             function(x, value)
+    with pytest.raises(ValueError, match=f"{parameter.name} must be within"):
+        function(x, 1e300)
     for value in ("1", None, 1j, True):
         with pytest.raises(TypeError, match=parameter.name):
             function(x, value)

@@ -145,6 +145,25 @@ def test_calls_from_several_python_threads():
     assert wrong == []
 
 
+USE_IN_A_FORKED_CHILD = """
+import os, numpy as np, gradmark
+backend = gradmark.backend("numba")
+x = np.linspace(-3, 3, 1 << 17, dtype=np.float32)
+expected = backend.gelu(x)
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(backend.gelu(x), expected) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_computes_serially():
+    """OpenMP would end it: "fork() called from a process already using GNU OpenMP"."""
+    command = [sys.executable, "-W", "ignore", "-c", USE_IN_A_FORKED_CHILD]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=120).stdout.strip() == "0"
+
+
 COUNT_COMPILATIONS = """
 import numpy as np
 import gradmark

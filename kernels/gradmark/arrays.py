@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -44,6 +45,9 @@ class ArrayLibrary(Protocol):
     def scalar(self, value: float, like: Any) -> Any:
         """A 0-d array with the dtype and device of `like`."""
 
+    def largest(self, array: Any) -> float:
+        """The largest finite number of the dtype of `array`."""
+
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         """A context without floating-point warnings and without autograd."""
 
@@ -57,8 +61,8 @@ def check_same_shape(array: Any, role: str, like: Any, like_role: str) -> None:
         )
 
 
-def finite_number(value: Any, name: str) -> float:
-    """`value` as a float; TypeError or ValueError unless it is a finite real number."""
+def finite_number(value: Any, name: str, largest: float = sys.float_info.max) -> float:
+    """`value` as a float; TypeError or ValueError unless it is a real number of at most `largest` in magnitude."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
     try:
@@ -67,6 +71,8 @@ def finite_number(value: Any, name: str) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite and within the range of float64, got {value!r}")
+    if abs(number) > largest:
+        raise ValueError(f"{name} must be within ±{largest:.4g}, the range of x's dtype, got {value!r}")
     return number
 
 
@@ -79,9 +85,11 @@ class NumpyArrays:
         self.backend = backend
         self.dtypes = dtypes
         self._accepted = frozenset(np.dtype(name) for name in dtypes)
+        self._largest = {dtype: float(np.finfo(dtype).max) for dtype in self._accepted}
 
     def check(self, array: Any, role: str) -> None:
-        if not isinstance(array, np.ndarray):
+        # Not a subclass: a matrix multiplies differently, and a masked array's mask would be lost.
+        if type(array) is not np.ndarray:
             raise TypeError(
                 f"{role} is {_article(type(array))}; the {self.backend} backend takes numpy.ndarray"
                 " (numpy.asarray converts numbers, lists and CPU tensors)"
@@ -111,8 +119,8 @@ class NumpyArrays:
         check_same_shape(out, "out", like, "the input")
         if not out.flags.writeable:
             raise ValueError("out is read-only; give a writeable array or none")
-        if out.size > 1 and 0 in out.strides:
-            _check_distinct_strides(out.shape, out.strides)
+        if not out.flags.c_contiguous:
+            _check_distinct_elements(out.shape, out.strides, out.itemsize)
         for role, array in inputs:
             if np.may_share_memory(out, array) and not _same_memory(out, array) and np.shares_memory(out, array):
                 raise ValueError(
@@ -129,6 +137,9 @@ class NumpyArrays:
     def scalar(self, value: float, like: Any) -> Any:
         return np.array(value, dtype=like.dtype)
 
+    def largest(self, array: Any) -> float:
+        return self._largest[array.dtype]
+
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         return np.errstate(all="ignore")
 
@@ -140,10 +151,13 @@ def _same_memory(a: Any, b: Any) -> bool:
     return bool(a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.shape == b.shape)
 
 
-def _check_distinct_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-    for length, stride in zip(shape, strides, strict=True):
-        if length > 1 and stride == 0:
-            raise ValueError("out has several elements in one place (a broadcast view); give separate memory")
+def _check_distinct_elements(shape: tuple[int, ...], strides: tuple[int, ...], item: int) -> None:
+    """Raise unless each axis steps over all that the axes of smaller strides reach."""
+    reach = item
+    for stride, length in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
+        if stride < reach:
+            raise ValueError("out has several elements in one place (an overlapping view); give separate memory")
+        reach = stride * (length - 1) + reach
 
 
 class TorchArrays:
@@ -194,8 +208,8 @@ class TorchArrays:
         check_same_shape(out, "out", like, "the input")
         if out.requires_grad:
             raise ValueError("out requires grad; give a tensor outside of autograd (out.detach()) or none")
-        if out.numel() > 1:
-            _check_distinct_strides(tuple(out.shape), tuple(out.stride()))
+        if not out.is_contiguous():
+            _check_distinct_elements(tuple(out.shape), tuple(out.stride()), 1)
         for role, array in inputs:
             if _tensors_overlap(out, array) and not _same_tensor_memory(out, array):
                 raise ValueError(
@@ -211,6 +225,9 @@ class TorchArrays:
 
     def scalar(self, value: float, like: Any) -> Any:
         return self._torch.tensor(value, dtype=like.dtype, device=like.device)
+
+    def largest(self, array: Any) -> float:
+        return float(self._torch.finfo(array.dtype).max)
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         return self._torch.no_grad()

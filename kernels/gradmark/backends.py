@@ -47,7 +47,12 @@ class Backend:
         """Names of the dtypes that this backend takes."""
         return self._arrays.dtypes
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _backend, (self.name, self.device)
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):  # Copying and pickling ask for such names before there is anything to look up.
+            raise AttributeError(name)
         row = catalog.OPERATIONS.get(name.removesuffix("_backward"))
         functions = {} if row is None else self._functions(row)
         if name not in functions:
@@ -98,7 +103,7 @@ def backend(name: str, *, device: str = "cpu") -> Backend:
     reason = why_unusable(name, device)
     if reason is not None:
         raise BackendUnavailableError(reason)
-    return _backend(name, device)
+    return _backend(name, _device_name(device))
 
 
 @functools.cache
@@ -108,12 +113,38 @@ def _backend(name: str, device: str) -> Backend:
     return Backend(name, device, arrays)
 
 
-@functools.cache
 def why_unusable(name: str, device: str = "cpu") -> str | None:
     """Why the backend cannot be used here on `device`, in a sentence; None where it can.
 
-    Raises LookupError for a name that no backend has.
+    Parameters
+    ----------
+    name : str
+        One of `gradmark.BACKENDS`.
+    device : str or torch.device
+        Such as "cpu", "cuda" or "cuda:1".
+
+    Raises
+    ------
+    LookupError
+        There is no backend of this name; the message lists those that exist.
+    TypeError
+        A device that is neither text nor a torch.device.
     """
+    return _why_unusable(repr(name) if not isinstance(name, str) else name, _device_name(device))
+
+
+def _device_name(device: Any) -> str:
+    """The device as text; all numbers of the CPU are one."""
+    if not isinstance(device, str):
+        if type(device).__module__ != "torch":
+            raise TypeError(f"device must be text such as 'cpu' or 'cuda:0', or a torch.device, got {device!r}")
+        device = str(device)
+    kind, _, index = device.partition(":")
+    return "cpu" if kind == "cpu" and index.isdigit() else device
+
+
+@functools.cache
+def _why_unusable(name: str, device: str) -> str | None:
     if name not in DTYPES:
         raise LookupError(f"unknown backend {name!r}; known backends: {', '.join(BACKENDS)}")
     if importlib.util.find_spec(name) is None:

@@ -53,7 +53,7 @@ def backward_signature(row: Activation) -> str:
 def learnable_parameter(value: Any, name: str, x: Any, arrays: ArrayLibrary) -> tuple[Any, tuple[int, ...]]:
     """`value` as an array of shape (1,) or (channels,), and the shape that its gradient is to have."""
     if isinstance(value, numbers.Real) and not hasattr(value, "dtype"):
-        return arrays.scalar(finite_number(value, name), x).reshape(1), ()
+        return arrays.scalar(finite_number(value, name, arrays.largest(x)), x).reshape(1), ()
     arrays.check_like(value, name, x, "x")
     shape = tuple(value.shape)
     channels = x.shape[1] if x.ndim >= 2 else 1
@@ -75,7 +75,7 @@ def _check_parameters(row: Activation) -> list[str]:
         if p.learnable:
             lines.append(f"{p.name}, shape_of_{p.name} = learnable({p.name}, {p.name!r}, x, arrays)")
         else:
-            lines.append(f"{p.name} = fixed({p.name}, {p.name!r})")
+            lines.append(f"{p.name} = fixed({p.name}, {p.name!r}, arrays.largest(x))")
     return lines
 
 
@@ -166,7 +166,7 @@ Parameters
 grad : array
     The gradient with respect to y; shape, dtype and device of x.
 x : array
-    The input of the forward pass.
+    The input of the forward pass, which must keep: {", ".join(row.saved)}.
 {_parameter_docs(row)}out : array, optional
     Where dx goes. May be grad or x itself.
 

@@ -76,7 +76,7 @@ def elu_backward(grad: Any, x: Any, alpha: float, out: Any) -> Any:
 
 def gelu(x: Any, out: Any) -> Any:
     """ATen's kernel: x (1 + erf(x / √2)) / 2."""
-    return _gelu(x, "none", out)
+    return _gelu_into(x, "none", out)
 
 
 def gelu_backward(grad: Any, x: Any, out: Any) -> Any:
@@ -86,7 +86,7 @@ def gelu_backward(grad: Any, x: Any, out: Any) -> Any:
 
 def gelu_tanh(x: Any, out: Any) -> Any:
     """ATen's kernel: x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2."""
-    return _gelu(x, "tanh", out)
+    return _gelu_into(x, "tanh", out)
 
 
 def gelu_tanh_backward(grad: Any, x: Any, out: Any) -> Any:
@@ -124,7 +124,7 @@ def silu_backward(grad: Any, x: Any, out: Any) -> Any:
     return aten.silu_backward.grad_input(grad, x, grad_input=out)
 
 
-def _gelu(x: Any, approximate: str, out: Any) -> Any:
+def _gelu_into(x: Any, approximate: str, out: Any) -> Any:
     # On the CPU, aten.gelu.out leaves an `out` that is not contiguous as it was (seen in torch 2.13.0).
     if out.is_contiguous():
         return aten.gelu.out(x, approximate=approximate, out=out)

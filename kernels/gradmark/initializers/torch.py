@@ -31,7 +31,8 @@ def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain:
     z = normal((rows, columns), seed, computed_in, device, 0.0, 1.0)
     q, r = torch.linalg.qr(z.T if rows < columns else z)
     # LAPACK fixes no signs. With R's diagonal positive the factorization is unique, and Q is Haar (Mezzadri 2007).
-    q *= torch.where(torch.diagonal(r) < 0, -gain, gain).to(computed_in)
+    ones = torch.ones_like(torch.diagonal(r))
+    q *= torch.where(torch.diagonal(r) < 0, -ones, ones) * gain
     return (q.T if rows < columns else q).to(dtype).contiguous().reshape(shape)
 
 

@@ -10,6 +10,7 @@ The order of every sum depends on the shape alone, so results do not depend on t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,6 +40,19 @@ ROWS_PER_BLOCK = 64
 # Numba's threading layers need not be safe for calls from several Python threads at once. A call that finds the
 # threads busy runs serially: the bits are the same.
 _threads = threading.Lock()
+_threads_started = False
+
+
+def _after_fork_in_child() -> None:
+    """OpenMP's threads do not survive a fork, and using them kills the child: there the loops run serially."""
+    global _threads
+    _threads = threading.Lock()
+    if _threads_started:
+        _threads.acquire()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Pointwise:
@@ -146,11 +160,13 @@ class Channelwise:
 
 def run(loops: tuple[Kernel, Kernel], size: int, arguments: tuple[Any, ...]) -> None:
     """Run the serial loop, or for at least PARALLEL_FROM elements the parallel one, unless the threads are busy."""
+    global _threads_started
     serial, parallel = loops
     if size < PARALLEL_FROM or not _threads.acquire(blocking=False):
         serial(*arguments)
         return
     try:
+        _threads_started = True
         parallel(*arguments)
     finally:
         _threads.release()
