@@ -173,11 +173,13 @@ def _interrupted_run(folder, environment, tmp_path, launch_method, plugins):
             stdout=stream,
             stderr=stream,
             start_new_session=True,
+            # A process started in the background of a shell ignores SIGINT, and hands that on.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         try:
             _wait_for(marker, run, log)
             run.send_signal(signal.SIGINT)
-            assert run.wait(timeout=30) == 1, log.read_text()
+            assert run.wait(timeout=120) == 1, log.read_text()
         finally:
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
@@ -190,7 +192,7 @@ def _interrupted_run(folder, environment, tmp_path, launch_method, plugins):
 
 
 def _wait_for(marker, run, log):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not marker.exists():
         assert run.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
