@@ -13,19 +13,11 @@ from gradmark.catalog import BACKWARD, FORWARD, backward_of
 from gradmark.families import LAYOUTS, families
 from gradmark.verification.activations import _worst_of_family, parameter_sets
 from gradmark.verification.check import allowed, from_backend, to_backend
-from gradmark.workloads import TARGETS
+from targets import namespace_of
 
 ROWS = [pytest.param(row, id=row.name) for row in catalog.ACTIVATIONS]
 LEARNABLE = [pytest.param(row, id=row.name) for row in catalog.ACTIVATIONS if row.learnable]
 BACKEND_NAMES = list(BACKENDS)
-
-
-def namespace_of(target):
-    backend, device = TARGETS[target].backend, TARGETS[target].device
-    reason = gradmark.why_unusable(backend, device)
-    if reason is not None:
-        pytest.skip(reason)
-    return gradmark.backend(backend, device=device)
 
 
 def first(result):

@@ -12,16 +12,9 @@ from gradmark.backends import DTYPES
 from gradmark.catalog import Activation, Stabilizer
 from gradmark.verification import Check, check_operation
 from gradmark.workloads import TARGETS
+from targets import namespace_of
 
 EVERY = [(t, d) for t in TARGETS for d in DTYPES[TARGETS[t].backend]]
-
-
-def namespace_of(target):
-    backend, device = TARGETS[target].backend, TARGETS[target].device
-    reason = gradmark.why_unusable(backend, device)
-    if reason is not None:
-        pytest.skip(reason)
-    return gradmark.backend(backend, device=device)
 
 
 def expected_passes(row):

@@ -29,6 +29,7 @@ from gradmark.numerics.compile_cache import jit
 from gradmark.numerics.elementary import Elementary, add_in_any_order
 from gradmark.numerics.fused import CHUNK, LONG_ROW, Pointwise, delivered, flattened, run
 from gradmark.stabilizers import clipping
+from gradmark.stabilizers.arrays import moving_average, outputs, parameter_gradients
 
 TILE = 1 << 12
 """Elements of a channel in one block: they stay in the first-level cache between the two sums over them."""
@@ -65,8 +66,8 @@ def batch_norm(
         delivered(y, flat_y),
         high,
         invstd.astype(x.dtype),
-        _moving_average(running_mean, mean, momentum),
-        _moving_average(running_var, var * (count / (count - 1)), momentum),
+        moving_average(running_mean, mean, momentum),
+        moving_average(running_var, var * (count / (count - 1)), momentum),
     )
 
 
@@ -84,7 +85,7 @@ def batch_norm_backward(grad: Any, x: Any, weight: Any, mean: Any, invstd: Any, 
     count = max(layout.values, 1)
     numbers = mean, invstd, _scale(weight, invstd), sum_grad / count, sum_grad_xhat / count
     layout.elementwise(_differentiate, (flat_grad, flat_x), numbers, flat_dx)
-    return delivered(dx, flat_dx), *_parameter_gradients(weight, sum_grad_xhat, sum_grad)
+    return delivered(dx, flat_dx), *parameter_gradients(weight, sum_grad_xhat, sum_grad)
 
 
 def batch_norm_inference(
@@ -109,7 +110,7 @@ def batch_norm_inference_backward(
     sum_grad, sum_grad_centred = layout.scaled_and_summed(
         flat_grad, flat_x, running_mean, _scale(weight, invstd).astype(x.dtype), flat_dx
     )
-    return delivered(dx, flat_dx), *_parameter_gradients(weight, sum_grad_centred * invstd, sum_grad)
+    return delivered(dx, flat_dx), *parameter_gradients(weight, sum_grad_centred * invstd, sum_grad)
 
 
 def clip_grad_norm(grads: Sequence[Any], max_norm: float, out: Any) -> tuple[list[Any], Any]:
@@ -131,7 +132,7 @@ def clip_grad_norm_backward(cotangents: Sequence[Any], grads: Sequence[Any], max
         _dots(flat_g, flat_v, flat_g, scale, partial)
         dot += float(partial.sum())
     factors = clipping.backward_factors(norm, max_norm, scale, dot)
-    dgrads = _outputs(grads, out)
+    dgrads = outputs(grads, out)
     for v, g, d in zip(cotangents, grads, dgrads, strict=True):
         flat_v, flat_g, flat_d = flattened(v, g, d)
         _differences(flat_d, flat_v, flat_g, factors.cotangent, factors.projection, scale, flat_d)
@@ -141,7 +142,7 @@ def clip_grad_norm_backward(cotangents: Sequence[Any], grads: Sequence[Any], max
 
 def clip_grad_value(grads: Sequence[Any], clip_value: float, out: Any) -> list[Any]:
     """Clamp every element to [-clip_value, clip_value]."""
-    clipped = _outputs(grads, out)
+    clipped = outputs(grads, out)
     peaks = []
     for g, y in zip(grads, clipped, strict=True):
         flat_g, flat_y = flattened(g, y)
@@ -156,7 +157,7 @@ def clip_grad_value(grads: Sequence[Any], clip_value: float, out: Any) -> list[A
 
 def clip_grad_value_backward(cotangents: Sequence[Any], grads: Sequence[Any], clip_value: float, out: Any) -> list[Any]:
     """The vector-Jacobian product of `clip_grad_value`: v where |g| <= clip_value, else 0."""
-    dgrads = _outputs(grads, out)
+    dgrads = outputs(grads, out)
     for v, g, d in zip(cotangents, grads, dgrads, strict=True):
         _mask((v, g), _limit(clip_value, g), d)
     return dgrads
@@ -298,22 +299,6 @@ def _scale(weight: Any, invstd: Any) -> Any:
     return invstd if weight is None else weight * invstd
 
 
-def _parameter_gradients(weight: Any, sum_grad_xhat: Any, sum_grad: Any) -> tuple[Any, Any]:
-    if weight is None:
-        return None, None
-    return sum_grad_xhat.astype(weight.dtype), sum_grad.astype(weight.dtype)
-
-
-def _moving_average(running: Any, value: Any, momentum: float) -> Any:
-    if running is None:
-        return None
-    return ((1.0 - momentum) * running.astype(np.float64) + momentum * value).astype(running.dtype)
-
-
-def _outputs(grads: Sequence[Any], out: Any) -> list[Any]:
-    return [np.empty_like(g, subok=False) for g in grads] if out is None else list(out)
-
-
 def _read(*arrays: Any) -> list[Any]:
     """The arrays as contiguous 1-d ones, elements in the same order."""
     if all(a.flags.f_contiguous for a in arrays):
@@ -346,7 +331,7 @@ def _largest(grads: Sequence[Any]) -> list[float]:
 
 
 def _scaled_copies(arrays: Sequence[Any], factor: float, out: Any) -> list[Any]:
-    results = _outputs(arrays, out)
+    results = outputs(arrays, out)
     for a, y in zip(arrays, results, strict=True):
         flat_a, flat_y = flattened(a, y)
         _scaled(flat_a, flat_a, factor, flat_y)

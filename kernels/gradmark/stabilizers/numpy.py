@@ -14,6 +14,7 @@ import numpy as np
 from gradmark.activations import numpy as activations
 from gradmark.catalog import backward_of
 from gradmark.stabilizers import clipping
+from gradmark.stabilizers.arrays import moving_average, outputs, parameter_gradients
 
 
 def batch_norm(
@@ -43,8 +44,8 @@ def batch_norm(
         _delivered(y, x, out),
         high,
         invstd,
-        _moving_average(running_mean, mean, momentum),
-        _moving_average(running_var, var * (count / (count - 1)), momentum),
+        moving_average(running_mean, mean, momentum),
+        moving_average(running_var, var * (count / (count - 1)), momentum),
     )
 
 
@@ -63,7 +64,7 @@ def batch_norm_backward(grad: Any, x: Any, weight: Any, mean: Any, invstd: Any, 
     np.subtract(grad, dx, out=dx)
     dx -= _along((sum_grad / max(count, 1)).astype(dx.dtype), x)
     dx *= _along(_scale(weight, invstd), x)
-    return _delivered(dx, x, out), *_parameter_gradients(weight, sum_grad_xhat, sum_grad)
+    return _delivered(dx, x, out), *parameter_gradients(weight, sum_grad_xhat, sum_grad)
 
 
 def batch_norm_inference(
@@ -85,14 +86,14 @@ def batch_norm_inference_backward(
     sum_grad = grad.sum(axis=axes, dtype=np.float64)
     sum_grad_xhat = None if weight is None else _dots(grad, _normalized(x, running_mean, invstd, dx))
     np.multiply(grad, _along(_scale(weight, invstd), x), out=dx)
-    return _delivered(dx, x, out), *_parameter_gradients(weight, sum_grad_xhat, sum_grad)
+    return _delivered(dx, x, out), *parameter_gradients(weight, sum_grad_xhat, sum_grad)
 
 
 def clip_grad_norm(grads: Sequence[Any], max_norm: float, out: Any) -> tuple[list[Any], Any]:
     """Scale all arrays by one coefficient so that their global norm is at most max_norm."""
     norm = clipping.global_norm(grads, _square_sums, _largest)
     c = clipping.coefficient(norm, max_norm)
-    clipped = _outputs(grads, out)
+    clipped = outputs(grads, out)
     for g, y in zip(grads, clipped, strict=True):
         # In float64, as a coefficient may be subnormal in float32.
         np.multiply(g, c, out=y, dtype=np.float64, casting="same_kind")
@@ -102,7 +103,7 @@ def clip_grad_norm(grads: Sequence[Any], max_norm: float, out: Any) -> tuple[lis
 def clip_grad_norm_backward(cotangents: Sequence[Any], grads: Sequence[Any], max_norm: float, out: Any) -> list[Any]:
     """The vector-Jacobian product of `clip_grad_norm`: c v - k g where it clipped, else v."""
     norm = clipping.global_norm(grads, _square_sums, _largest)
-    dgrads = _outputs(grads, out)
+    dgrads = outputs(grads, out)
     if clipping.coefficient(norm, max_norm) >= 1.0:
         for v, d in zip(cotangents, dgrads, strict=True):
             np.copyto(d, v)
@@ -121,7 +122,7 @@ def clip_grad_norm_backward(cotangents: Sequence[Any], grads: Sequence[Any], max
 def clip_grad_value(grads: Sequence[Any], clip_value: float, out: Any) -> list[Any]:
     """Clamp every element to [-clip_value, clip_value]."""
     clipping.check_finite(_largest(grads))
-    clipped = _outputs(grads, out)
+    clipped = outputs(grads, out)
     for g, y in zip(grads, clipped, strict=True):
         limit = _limit(clip_value, g)
         np.clip(g, -limit, limit, out=y)
@@ -130,7 +131,7 @@ def clip_grad_value(grads: Sequence[Any], clip_value: float, out: Any) -> list[A
 
 def clip_grad_value_backward(cotangents: Sequence[Any], grads: Sequence[Any], clip_value: float, out: Any) -> list[Any]:
     """The vector-Jacobian product of `clip_grad_value`: v where |g| <= clip_value, else 0."""
-    dgrads = _outputs(grads, out)
+    dgrads = outputs(grads, out)
     for v, g, d in zip(cotangents, grads, dgrads, strict=True):
         inside = np.abs(g) <= _limit(clip_value, g)
         d[...] = np.where(inside, v, v.dtype.type(0))
@@ -216,22 +217,6 @@ def _inverse_deviation(var: Any, eps: float) -> Any:
 
 def _scale(weight: Any, invstd: Any) -> Any:
     return invstd if weight is None else weight.astype(invstd.dtype) * invstd
-
-
-def _parameter_gradients(weight: Any, sum_grad_xhat: Any, sum_grad: Any) -> tuple[Any, Any]:
-    if weight is None:
-        return None, None
-    return sum_grad_xhat.astype(weight.dtype), sum_grad.astype(weight.dtype)
-
-
-def _moving_average(running: Any, value: Any, momentum: float) -> Any:
-    if running is None:
-        return None
-    return ((1.0 - momentum) * running.astype(np.float64) + momentum * value).astype(running.dtype)
-
-
-def _outputs(grads: Sequence[Any], out: Any) -> list[Any]:
-    return [np.empty_like(g, subok=False) for g in grads] if out is None else list(out)
 
 
 def _limit(clip_value: float, g: Any) -> Any:
