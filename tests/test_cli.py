@@ -10,7 +10,7 @@ import time
 import pytest
 
 import gradmark
-from gradmark import backends, catalog, cli, verification, workloads
+from gradmark import backends, catalog, cli, console, verification, workloads
 from gradmark.verification import Check
 
 
@@ -218,7 +218,7 @@ def test_a_budget_that_measures_nothing_is_exit_code_2(capsys):
     ("text", "seconds"), [("90s", 90), ("2m", 120), ("1m30s", 90), ("45", 45), ("1.5m", 90), (" 2m ", 120)]
 )
 def test_durations(text, seconds):
-    assert cli._duration(text) == seconds
+    assert console.duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "0s", "-3s", "3x", "2h", "nan", "inf", "1e3", "90000s", "m"])
@@ -269,7 +269,7 @@ def test_unknown_names_list_what_is_accepted(capsys, arguments, said):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("check",), ("choose", "--ops", ","), ("choose", "extra"), ("verify", "--x")]
+    "arguments", [(), ("no-such-command",), ("choose", "--ops", ","), ("choose", "extra"), ("verify", "--x")]
 )
 def test_wrong_usage_is_exit_code_2(capsys, arguments):
     code, err = refused_by_argparse(capsys, *arguments)

@@ -1,0 +1,75 @@
+"""What surrounds a check: one at a time, a scratch folder that goes with it, and an orderly end on signals."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+
+from gradmark.tracking.check.repository import NotMeasurableError
+
+_PREFIX = "gradmark-check-"
+
+
+@contextlib.contextmanager
+def only_one() -> Iterator[None]:
+    """Two checks at a time would measure each other. The lock goes with the process, so none is ever left behind."""
+    folder = Path(platformdirs.user_cache_dir("gradmark", appauthor=False))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "check.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise NotMeasurableError(
+                f"another check is running ({file.read().strip() or 'of another process'});"
+                " two at a time would disturb each other: wait for it, or end it"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder; what a killed check has left is removed as well."""
+    parent = Path(tempfile.gettempdir())
+    for old in parent.glob(f"{_PREFIX}*"):
+        # The lock is ours, so no other check of this user is running.
+        if old.stat().st_uid == os.getuid():
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a check as Ctrl-C does: verdicts so far, nothing left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

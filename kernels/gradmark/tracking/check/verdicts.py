@@ -1,0 +1,132 @@
+"""From the state of a check to its report."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gradmark.tracking.check import decide, error_rates
+from gradmark.tracking.check.results import FAILED, FASTER, SLOWER, UNDECIDED, Comparison, Report, Sentinel
+from gradmark.tracking.check.rounds import Case, typical
+from gradmark.tracking.check.sides import HEAD
+from gradmark.tracking.check.state import Check, duration
+
+
+def report(check: Check) -> Report:
+    """What was found so far."""
+    rng = np.random.default_rng(check.settings.seed)
+    noise = {case.key: _noise(check, case) for case in check.cases if case.is_timing}
+    known = {key: one for key, one in noise.items() if one is not None}
+    shifts = {
+        key: error_rates.needed_shifts(one, check.settings.threshold, max(1, check.selected), rng)
+        for key, one in known.items()
+    }
+    rates = None
+    if known:
+        red, simulations = error_rates.false_alarm(list(known.values()), check.settings.threshold, rng)
+        rates = error_rates.summarize(red, simulations, list(shifts.values()))
+    comparisons = tuple(_comparison(check, case, shifts.get(case.key)) for case in check.cases)
+    return Report(
+        project=str(check.sides[HEAD].conf.project),
+        base=check.base,
+        head=check.head,
+        suite=check.settings.suite,
+        threshold=check.settings.threshold,
+        confidence=decide.CONFIDENCE,
+        comparisons=comparisons,
+        unavailable=tuple(check.unavailable),
+        only_in_base=tuple(check.only_in_base),
+        kernel_changes=tuple(check.kernel_changes),
+        sentinel=_sentinel(check),
+        error_rates=rates,
+        notes=tuple(check.notes),
+        environment=check.sides[HEAD].environment,
+        seconds=time.monotonic() - check.began,
+        rounds=check.session.completed if check.session else 0,
+        interrupted=check.interrupted,
+    )
+
+
+def _noise(check: Check, case: Case) -> error_rates.Noise | None:
+    return error_rates.Noise.of([one.log_ratio for one in check.judged_rounds(case)])
+
+
+def _comparison(check: Check, case: Case, shifts: Any) -> Comparison:
+    verdict, reason, side = check.verdicts.get(case.key, UNDECIDED), None, None
+    if case.failure is not None:
+        side, reason = case.failure
+        verdict = FAILED
+    judged = check.judged_rounds(case)
+    values = [one.log_ratio for one in judged]
+    found = Comparison(
+        name=case.name,
+        params=case.params,
+        kind=case.kind,
+        verdict=verdict,
+        unit="seconds" if case.is_timing else str(case.facts.get("unit") or "unit"),
+        reason=reason,
+        side=side,
+        rounds=len(values),
+        detectable=error_rates.detectable(shifts) if shifts is not None else None,
+    )
+    if judged:
+        found = replace(
+            found,
+            base=_finite(statistics.median(typical(one.first) for one in judged)),
+            head=_finite(statistics.median(typical(one.second) for one in judged)),
+        )
+    if values and all(math.isfinite(value) for value in values):
+        one = decide.estimate(values)
+        finite = math.isfinite(one.low) and math.isfinite(one.high)
+        found = replace(
+            found,
+            ratio=math.exp(one.log_ratio),
+            low=math.exp(one.low) if finite else None,
+            high=math.exp(one.high) if finite else None,
+        )
+    if found.verdict == UNDECIDED:
+        found = replace(found, reason=_what_would_decide(check, case, found))
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _what_would_decide(check: Check, case: Case, found: Comparison) -> str:
+    if case.label in check.left_out:
+        return check.left_out[case.label]
+    if check.interrupted:
+        return "interrupted before it was settled"
+    if found.ratio is None:
+        return (
+            "its values are not positive numbers, so that there is no ratio"
+            if case.rounds
+            else "no round was completed"
+        )
+    if found.rounds < decide.SCREEN_ROUNDS or (case.rounds and len(case.rounds) < decide.LOOKS[-1]):
+        return f"the budget of {duration(check.settings.budget)} ended after {found.rounds} rounds (--budget)"
+    seen = (
+        f"a change of {found.detectable:+.1%} or more would have been seen"
+        if found.detectable
+        else "it varies too much"
+    )
+    return f"its interval reaches over the threshold; {seen}"
+
+
+def _sentinel(check: Check) -> Sentinel | None:
+    """Judge the control by the rule that judges the others, on all of its rounds."""
+    measured = [case for case in check.sentinels if case.failure is None and len(case.rounds) >= decide.SCREEN_ROUNDS]
+    if not measured:
+        return None
+    found = {case.key: decide.estimate(case.log_ratios()) for case in measured}
+    verdicts = decide.look(found, check.settings.threshold, decide.SENTINEL_ALPHA, len(found), final=True)
+    for key, verdict in verdicts.items():
+        check.verdicts[key] = verdict
+    comparisons = tuple(_comparison(check, case, None) for case in measured)
+    return Sentinel(comparisons, any(c.verdict in (SLOWER, FASTER) for c in comparisons))
