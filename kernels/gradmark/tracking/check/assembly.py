@@ -20,10 +20,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 
-def compiled_kernels() -> list[dict[str, Any]]:
+def compiled_kernels(known: Iterable[Iterable[str]] = ()) -> list[dict[str, Any]]:
     """Summarize every Numba kernel that this process has compiled or loaded so far.
 
     Call it after the timing: it makes LLVM write each kernel's assembly, some 10 ms a kernel.
+
+    Parameters
+    ----------
+    known : iterable of (name, signature)
+        Kernels to leave out.
 
     Returns
     -------
@@ -39,10 +44,12 @@ def compiled_kernels() -> list[dict[str, Any]]:
 
     Notes
     -----
-    For a kernel that came from the cache on disk Numba has machine code, and gives a text without a single
-    instruction as its assembly. It is not inspected, so that nobody takes it for a kernel that lost its vectors.
+    For a kernel that came from the cache on disk Numba gives a text without a single instruction as its assembly; but
+    the cache holds the optimized bitcode, of which LLVM writes it again. Where that fails the kernel is not inspected,
+    so that nobody takes it for one that lost its vectors.
     """
     found = []
+    left_out = {tuple(one) for one in known}
     for dispatcher in _dispatchers():
         try:
             module = dispatcher.py_func.__module__ or ""
@@ -53,7 +60,10 @@ def compiled_kernels() -> list[dict[str, Any]]:
             overloads = list(dispatcher.overloads.values())
         except Exception:  # Half-built or of a Numba unlike those known: it costs this function, not the others.
             continue
-        found += [{"name": name, "signature": _signature(o), **_inspect(dispatcher, o)} for o in overloads]
+        for overload in overloads:
+            signature = _signature(overload)
+            if (name, signature) not in left_out:
+                found.append({"name": name, "signature": signature, **_inspect(dispatcher, overload)})
     return sorted(found, key=lambda summary: (summary["name"], summary["signature"]))
 
 
@@ -152,17 +162,21 @@ def _inspect(dispatcher: Any, overload: Any) -> dict[str, Any]:
             return _not_inspected("it runs on a CUDA device")
         if overload.objectmode:
             return _not_inspected("it was compiled in object mode: its loop is Python's")
-        if getattr(overload.library, "_disable_inspection", False):
-            return _not_inspected("it was loaded from the cache on disk: Numba does not give its assembly")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            text = overload.library.get_asm_str()
-        summary = summarize(text, platform.machine())
+        summary = summarize(_assembly(overload.library), platform.machine())
         if summary.get("loops") == 0 and type(dispatcher).__name__ == "UFuncDispatcher":
             return _not_inspected("Numba does not keep the loop that it makes around a vectorized function")
         return summary
     except Exception as error:
         return _not_inspected(f"{type(error).__name__}: {error}")
+
+
+def _assembly(library: Any) -> str:
+    if getattr(library, "_disable_inspection", False):  # It was loaded from the cache on disk.
+        module = library._get_module_for_linking().clone()
+        return str(library._codegen._tm.emit_assembly(module))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return str(library.get_asm_str())
 
 
 def _not_inspected(reason: str) -> dict[str, Any]:

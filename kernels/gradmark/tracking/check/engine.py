@@ -117,6 +117,12 @@ def _prepare(check: Check, session: Session) -> None:
     todo = [case for case in check.cases if case.can_run]
     check.display.phase("preparing", len(todo))
     session.prepare(todo, lambda case: check.display.step(case.label))
+    seen = kernels.coverage(session.kernels[BASE], session.kernels[HEAD])
+    if seen.compared or seen.not_inspected:
+        reasons = f" ({'; '.join(seen.reasons)})" if seen.not_inspected else ""
+        check.notes.append(
+            f"Numba kernels: the machine code of {seen.compared} was compared, {seen.not_inspected} not{reasons}"
+        )
     for case in todo:
         if case.kernels:
             changes = kernels.compare_kernels(case.kernels.get(BASE, []), case.kernels.get(HEAD, []), case.label)
@@ -216,7 +222,7 @@ def _exact_verdict(base: float, head: float, threshold: float, case: Case) -> st
         return SAME
     if not (math.isfinite(base) and math.isfinite(head)):
         return UNDECIDED
-    if case.facts.get("higher_is_better"):
+    if case.higher_is_better:
         base, head = head, base
     scale = abs(base)
     if head > base + threshold * scale:

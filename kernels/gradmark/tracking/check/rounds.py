@@ -93,8 +93,6 @@ class Case:
         Side and error. No more rounds then.
     skipped : dict
         Reason by side, where it says that it cannot run.
-    kernels : dict
-        What was compiled, by side.
     """
 
     facts: dict[str, Any]
@@ -112,6 +110,7 @@ class Case:
     failure: tuple[str, str] | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     kernels: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """What Numba has compiled for it and for none before it, by side."""
 
     @property
     def name(self) -> str:
@@ -143,9 +142,18 @@ class Case:
         """Whether another round makes sense."""
         return self.failure is None and not self.skipped
 
+    @property
+    def higher_is_better(self) -> bool:
+        """What a track_* benchmark may say of its value by an attribute of this name; asv takes lower for better."""
+        return bool(self.facts.get("higher_is_better"))
+
     def log_ratios(self) -> list[float]:
-        """One value a round."""
-        return [one.log_ratio for one in self.rounds]
+        """One value a round, positive where the second side is worse."""
+        return self.worsening(self.rounds)
+
+    def worsening(self, rounds: Sequence[Round]) -> list[float]:
+        """The log ratios of these rounds, positive where the second side is worse."""
+        return [-one.log_ratio if self.higher_is_better else one.log_ratio for one in rounds]
 
 
 def new_case(facts: Mapping[str, Any], index: int | None, params: tuple[str, ...], default_timeout: float) -> Case:
@@ -184,11 +192,12 @@ class Session:
         self._draw = random.Random(seed)
         self._fresh_processes = fresh_processes
         self.completed = 0
+        self.kernels: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
         self.import_seconds = 0.0
 
     def prepare(self, cases: Sequence[Case], tick: Callable[[Case], None], *, deadline: float = math.inf) -> None:
         """Run each case once on both sides, where it compiles; find its class, and how many calls make a burst."""
-        self._each(cases, _prepare, tick, deadline)
+        self._each(cases, self._prepare, tick, deadline)
 
     def run_round(self, cases: Sequence[Case], tick: Callable[[Case], None], *, deadline: float = math.inf) -> None:
         """Measure each case once, in random order."""
@@ -220,6 +229,18 @@ class Session:
                 tick(case)
         finally:
             _end(workers)
+
+    def _prepare(self, case: Case, opened: dict[str, Opened], _: random.Random) -> None:
+        if not case.is_timing:
+            for name in case.sides:
+                opened[name].ask({"do": "value"}, "value")
+            return
+        _calibrate(case, opened)
+        for name in case.sides:
+            known = [[kernel["name"], kernel["signature"]] for kernel in self.kernels[name]]
+            request = {"do": "kernels", "assembly": str(ASSEMBLY), "known": known}
+            case.kernels[name] = opened[name].ask(request, "kernels")["kernels"]
+            self.kernels[name] += case.kernels[name]
 
     def _start_missing(self, workers: dict[str, Worker], names: Sequence[str] | set[str], seed: int) -> None:
         began = time.monotonic()
@@ -290,18 +311,6 @@ def _end(workers: dict[str, Worker]) -> None:
 
 
 # --- what is done with a benchmark that both sides hold ready --------------------------------------------------------
-
-
-def _prepare(case: Case, opened: dict[str, Opened], draw: random.Random) -> None:
-    if case.is_timing:
-        _calibrate(case, opened)
-    else:
-        for name in case.sides:
-            opened[name].ask({"do": "value"}, "value")
-    if "numba" in str(case.facts.get("type")) or case.is_timing:
-        for name in case.sides:
-            reply = opened[name].ask({"do": "kernels", "assembly": str(ASSEMBLY)}, "kernels")
-            case.kernels[name] = reply["kernels"]
 
 
 def _calibrate(case: Case, opened: dict[str, Opened]) -> None:

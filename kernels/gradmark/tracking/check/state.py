@@ -64,7 +64,6 @@ class Check:
     screening: dict[str, list[Round]] = field(default_factory=dict)
     """The screening of those that were selected; their `Case.rounds` then hold the fresh rounds alone."""
     left_out: dict[str, str] = field(default_factory=dict)
-    kernels_seen: int = 0
     kernel_changes: list[KernelChange] = field(default_factory=list)
     session: Session | None = None
     interrupted: bool = False

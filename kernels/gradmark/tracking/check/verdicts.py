@@ -53,7 +53,7 @@ def report(check: Check) -> Report:
 
 
 def _noise(check: Check, case: Case) -> error_rates.Noise | None:
-    return error_rates.Noise.of([one.log_ratio for one in check.judged_rounds(case)])
+    return error_rates.Noise.of(case.worsening(check.judged_rounds(case)))
 
 
 def _comparison(check: Check, case: Case, shifts: Any) -> Comparison:

@@ -232,7 +232,7 @@ class _Opened:
             if action == "value":
                 return {"value": _number(self.benchmark.do_run())}
             if action == "kernels":
-                return {"kernels": _compiled_kernels(request["assembly"])}
+                return {"kernels": _compiled_kernels(request["assembly"], request["known"])}
         except self._skip_error as error:
             return {"skip": str(error) or "it says that it is not implemented here"}
         raise ValueError(f"unknown command {action!r}")
@@ -303,11 +303,11 @@ def _device_seconds(cuda: Any, timer: Any, number: Any) -> Any:
     return begin.elapsed_time(end) / 1e3  # it gives milliseconds
 
 
-def _compiled_kernels(path: Any) -> Any:
+def _compiled_kernels(path: Any, known: Any) -> Any:
     spec: Any = importlib.util.spec_from_file_location("gradmark_check_assembly", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.compiled_kernels()
+    return module.compiled_kernels(known)
 
 
 def _number(value: Any) -> Any:
