@@ -31,6 +31,7 @@ def tables(folder: Path = EVIDENCE) -> str:
     sections = (
         *_section("Accuracy: worst error in ULP", folder, "verify", _accuracy),
         *_section("Speed: the fastest backend", folder, "choose", _speed),
+        *_section("Pull requests: how often gradmark check errs", folder, "check-study", _study),
     )
     return "\n".join(("", *sections))
 
@@ -63,7 +64,7 @@ def _origin(record: dict[str, Any]) -> str:
     if record["uncommitted"]:
         commit += " with uncommitted changes"
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("numpy", "numba", "torch") if versions.get(name))
-    interrupted = " Interrupted: incomplete." if record["interrupted"] else ""
+    interrupted = " Interrupted: incomplete." if record.get("interrupted") else ""
     return (
         f"`{record['command']}` on {machine['cpu']}, {machine['cores']} cores, {machine['system']};"
         f" Python {versions['python']}, {libraries}; {commit}, {record['created'][:10]}.{interrupted}"
@@ -118,6 +119,79 @@ def _speed(record: dict[str, Any]) -> Iterator[str]:
     for name, reason in record["targets"].items():
         if reason is not None:
             yield f"\n{name}: not measured ({reason})."
+
+
+def _study(record: dict[str, Any]) -> Iterator[str]:
+    """One line a question: the bar, what the check did, and what stock asv did on the very same commits."""
+    parts = record["parts"]
+    asv = parts.get("asv", {})
+    yield from _markdown(
+        ["", "bar", "gradmark check", "`asv continuous -f 1.05`, same commits"],
+        [
+            ["identical code: red checks", "≤ 1 %", _red(parts.get("identical")), _flagged(asv.get("identical"))],
+            ["the same, one core kept busy: red checks", "≤ 2 %", _red(parts.get("busy")), ""],
+            ["+10 %, serial: found", "≥ 99 %", _found(parts.get("plus10"), "serial"), _flagged(asv.get("plus10"))],
+            ["+5 %, serial: found", "≥ 90 %", _found(parts.get("plus5"), "serial"), _flagged(asv.get("plus5"))],
+            ["+10 %, parallel: found", "≥ 80 %", _found(parts.get("plus10"), "parallel"), ""],
+            ["+5 %, parallel: found", "", _found(parts.get("plus5"), "parallel"), ""],
+            ["200 benchmarks, nothing changed: time", "≤ 10 min", _took(parts.get("many_identical")), ""],
+            ["a slowdown planted in 1 of 200", "it, and only it", _planted(parts.get("many_planted")), ""],
+        ],
+    )
+    missed = _missed(parts.get("plus5"))
+    if missed:
+        yield f"\nSerial benchmarks whose +5 % was not found, each with the slowdown it can see: {missed}."
+    for name, foreign in parts.get("foreign", {}).items():
+        if isinstance(foreign, dict) and "check" in foreign:
+            yield f"\n{name}: {foreign['told']}."
+
+
+def _red(part: dict[str, Any] | None) -> str:
+    if part is None or "failed" in part:
+        return "not yet measured"
+    real, simulated = part["real"], part["simulated"]
+    return (
+        f"{real['red']} of {real['checks']} run; {simulated['red']} of {simulated['checks']} simulated from their"
+        f" rounds (below {simulated['red_at_most']:.2%})"
+    )
+
+
+def _found(part: dict[str, Any] | None, kind: str) -> str:
+    if part is None or "failed" in part:
+        return "not yet measured"
+    of_kind = [one for one in part["benchmarks"] if one["kind"] == kind]
+    powers = [one["simulated_power"] for one in of_kind if one["simulated_power"] is not None]
+    found = f"{part['found'][kind]['slower']} of {part['found'][kind]['benchmarks']} in one check"
+    return f"{found}; {sum(powers) / len(powers):.1%} simulated from its rounds" if powers else found
+
+
+def _missed(part: dict[str, Any] | None) -> str:
+    if part is None or "failed" in part:
+        return ""
+    missed = [one for one in part["benchmarks"] if one["kind"] == "serial" and one["verdict"] != "slower"]
+    seen = (f"+{one['detectable']:.1%}" if one["detectable"] else "more than +100 %" for one in missed)
+    return ", ".join(f"`{one['benchmark']}` ({text})" for one, text in zip(missed, seen, strict=True))
+
+
+def _flagged(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not yet measured"
+    faster = f", {found['faster']} faster" if found["faster"] else ""
+    return f"{found['slower']} of {found['benchmarks']} flagged as slower{faster}"
+
+
+def _took(part: dict[str, Any] | None) -> str:
+    if part is None or "failed" in part:
+        return "not yet measured"
+    check = part["check"]
+    return f"{check['seconds'] / 60:.1f} min, {check['same']} of {check['benchmarks']} settled as the same"
+
+
+def _planted(part: dict[str, Any] | None) -> str:
+    if part is None or "failed" in part:
+        return "not yet measured"
+    names = ", ".join(f"`{one['benchmark']}` ({one['ratio']:.3f})" for one in part["slower"]) or "nothing"
+    return f"found: {names}; planted in `{part['planted']}`"
 
 
 def _answer(result: dict[str, Any]) -> list[str]:

@@ -130,10 +130,14 @@ def _study(options: argparse.Namespace) -> int:
         raise console.UsageError(f"--study {' '.join(unknown)}: unknown; its parts are {', '.join(study.PARTS)}")
     head = machine.provenance("check-study", options.given)
 
+    measured = {key: head[key] for key in ("command", "created", "commit", "uncommitted")}
+    before = _parts_before(options.json)
+
     def keep(record: dict[str, Any]) -> None:
         # After each part: a study takes long, and what was measured must not be lost with the rest.
         if options.json not in (None, "-"):
-            console.write_json(options.json, {**head, **record})
+            parts = {name: {"measured": measured, **part} for name, part in record["parts"].items()}
+            console.write_json(options.json, {**head, "parts": {**before, **parts}})
 
     with console.progress("") as bar:
         display = BarDisplay(bar)
@@ -145,6 +149,18 @@ def _study(options: argparse.Namespace) -> int:
         for line in study_table.lines(record):
             out.print(line)
     return NOTHING_SLOWER
+
+
+def _parts_before(file: str | None) -> dict[str, Any]:
+    """The parts of a study that a file holds already: those that are measured now replace only their own."""
+    path = Path(file or "-")
+    if file in (None, "-") or not path.is_file():
+        return {}
+    try:
+        parts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise console.UsageError(f"--json {file}: it is there, and holds no study; give another name") from error
+    return parts
 
 
 def _check_asv() -> None:

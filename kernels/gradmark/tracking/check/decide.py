@@ -82,8 +82,7 @@ def estimate_rows(values: Array) -> list[Estimate]:
 def estimates(values: Array) -> tuple[Array, Array, Array, Array, Array]:
     """The same for many rows of rounds at once: centre, low, high, p_slower, p_faster."""
     n = values.shape[1]
-    i, j = np.triu_indices(n)
-    walsh = np.sort((values[:, i] + values[:, j]) / 2.0, axis=1)
+    walsh = _walsh(values)
     k = _rank(n, CONFIDENCE)
     low, high = (walsh[:, k - 1], walsh[:, -k]) if k else (np.full(len(values), -np.inf), np.full(len(values), np.inf))
     above = _upper_tail(n)
@@ -93,15 +92,16 @@ def estimates(values: Array) -> tuple[Array, Array, Array, Array, Array]:
     return np.median(walsh, axis=1), low, high, p_slower, p_faster
 
 
-def lower_limits(values: Array, alpha: float) -> tuple[Array, Array]:
-    """For many rows of rounds: what must be above zero for "slower" to be significant at `alpha`, and the centre."""
+def lower_limits(values: Array, alpha: float) -> tuple[Array, Array, Array]:
+    """For many rows of rounds: what must be above zero for "slower" to be significant at `alpha`, centre, high."""
     n = values.shape[1]
-    i, j = np.triu_indices(n)
-    walsh = np.sort((values[:, i] + values[:, j]) / 2.0, axis=1)
+    walsh = _walsh(values)
+    k = _rank(n, CONFIDENCE)
     # Significant are the values t of the statistic with P(T >= t) <= alpha; the smallest of them is `critical`.
     critical = int(np.count_nonzero(_upper_tail(n) > alpha))
     lowest = walsh[:, -critical] if critical <= walsh.shape[1] else np.full(len(values), -np.inf)
-    return lowest, np.median(walsh, axis=1)
+    high = walsh[:, -k] if k else np.full(len(values), np.inf)
+    return lowest, np.median(walsh, axis=1), high
 
 
 def screened_out(found: Estimate, threshold: float) -> bool:
@@ -159,6 +159,12 @@ def look_alpha(number: int, *, final: bool) -> float:
     """What look `number` (from 0) spends; the last one, wherever the budget puts it, spends all that is left."""
     share = ALPHA / len(LOOKS)
     return ALPHA - share * number if final else share
+
+
+def _walsh(values: Array) -> Array:
+    """The averages of all pairs in each row, each value with itself among them, sorted."""
+    i, j = np.triu_indices(values.shape[1])
+    return np.sort((values[:, i] + values[:, j]) / 2.0, axis=1)
 
 
 @functools.cache

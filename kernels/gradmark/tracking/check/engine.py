@@ -19,7 +19,9 @@ from gradmark.tracking.check.workers import BenchmarkError, Worker, WorkerLostEr
 SENTINELS = 3
 
 EXACT_ROUNDS = 3
-"""Rounds after which a value that was the same each time on its side is taken for exact: sizes, counts."""
+"""Rounds after which a value that was the same each time on both sides is taken for exact: sizes, counts. One that
+differs between the sides has to stay so for SCREEN_ROUNDS: of two values that a process draws like a coin, three rounds
+give one side always this, the other always that, once in 32 checks; ten rounds once in 500 000."""
 
 _SCREENING_SHARE = 0.7
 """Of the budget; the rest is kept for confirming."""
@@ -154,14 +156,14 @@ def _fit_budget(check: Check, session: Session) -> None:
     for case in running:
         used += decide.SCREEN_ROUNDS * case.seconds
         if used > available:
-            check.left_out[case.label] = (
+            check.left_out[case.key] = (
                 f"not reached: the budget of {duration(check.settings.budget)} was too small;"
                 f" all of it would take about {duration(whole)} (--budget), or choose with -b"
             )
 
 
 def _screen(check: Check, session: Session) -> None:
-    cases = [case for case in check.cases if case.can_run and case.label not in check.left_out]
+    cases = [case for case in check.cases if case.can_run and case.key not in check.left_out]
     check.display.phase("screening", decide.SCREEN_ROUNDS * (len(cases) + len(check.sentinels)))
     for _ in range(decide.SCREEN_ROUNDS):
         open_ = [case for case in [*cases, *check.sentinels] if case.can_run and case.key not in check.verdicts]
@@ -214,7 +216,9 @@ def _settle_exact(check: Check, cases: Sequence[Case]) -> None:
         first = {one.first[0] for one in case.rounds}
         second = {one.second[0] for one in case.rounds}
         if len(first) == len(second) == 1:
-            check.verdicts[case.key] = _exact_verdict(first.pop(), second.pop(), check.settings.threshold, case)
+            verdict = _exact_verdict(first.pop(), second.pop(), check.settings.threshold, case)
+            if verdict == SAME or len(case.rounds) >= decide.SCREEN_ROUNDS:
+                check.verdicts[case.key] = verdict
 
 
 def _exact_verdict(base: float, head: float, threshold: float, case: Case) -> str:

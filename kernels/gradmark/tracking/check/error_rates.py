@@ -98,22 +98,31 @@ def run_looks(courses: Mapping[int, Array], threshold: float, selected: int) -> 
     return verdicts
 
 
-def needed_shifts(noise: Noise, threshold: float, selected: int, rng: np.random.Generator, rows: int = _ROWS) -> Array:
+def needed_shifts(
+    noise: Noise,
+    threshold: float,
+    selected: int,
+    rng: np.random.Generator,
+    looks: Sequence[int] = LOOKS,
+    rows: int = _ROWS,
+) -> Array:
     """For each of `rows` resampled courses, the log ratio from which on a slowdown would have been found in it.
 
-    A shift moves estimate and interval along with it, so no search is needed: the screening must not have called it
-    the same, and at some look the estimate must exceed the threshold and the test must reject.
+    A shift moves estimate and interval along with it, so no search is needed: at some look the estimate must exceed
+    the threshold and the test must reject, and neither the screening nor a look before it may have called it the same.
+    `looks` are the fresh rounds after which it would have been judged; without any, nothing is found.
     """
     limit = math.log1p(threshold)
     _, _, high, _, _ = decide.estimates(noise.draw(rng, rows, SCREEN_ROUNDS))
     fresh = noise.draw(rng, rows, LOOKS[-1])
+    unsettled = limit - high
     found = np.full(rows, np.inf)
-    for number, rounds in enumerate(LOOKS):
-        alpha = decide.look_alpha(number, final=rounds == LOOKS[-1]) / max(1, selected)
-        lowest, centre = decide.lower_limits(fresh[:, :rounds], alpha)
-        found = np.minimum(found, np.maximum(-lowest, limit - centre))
-    shifts: Array = np.maximum(found, limit - high)
-    return shifts
+    for number, rounds in enumerate(looks):
+        alpha = decide.look_alpha(number, final=rounds == looks[-1]) / max(1, selected)
+        lowest, centre, high = decide.lower_limits(fresh[:, :rounds], alpha)
+        found = np.minimum(found, np.maximum(np.maximum(-lowest, limit - centre), unsettled))
+        unsettled = np.maximum(unsettled, limit - high)
+    return found
 
 
 def detectable(shifts: Array) -> float | None:

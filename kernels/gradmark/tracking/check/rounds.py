@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from gradmark.tracking.check.workers import ASSEMBLY, BenchmarkError, Opened, Sk
 BURST_SECONDS = 5e-3
 """Shortest burst: a reply over a pipe and a scheduler's tick are then small beside it."""
 
-SLOW_CALL_SECONDS = 0.25
-"""Above it a round has one burst of each side, below it at least four (ABBA or BAAB)."""
-
 QUADS = 4
 """ABBA or BAAB groups in a round, where a burst is short."""
+
+_LONG_BURST, _VERY_LONG_BURST = 4 * BURST_SECONDS, 50 * BURST_SECONDS
+"""Of the slower side: above the first there is one group in a round, above the second one burst of each side."""
 
 _BUSY_CPU = 0.9
 """CPU time over wall time from which on a serial benchmark computes all the time, and is kept on one core."""
@@ -87,6 +88,8 @@ class Case:
         (BASE, HEAD), or (BASE, TWIN) for a sentinel.
     number, samples : int
         Calls of a sample, samples of a burst; frozen after the preparation, the same for both sides.
+    burst_seconds : float
+        What a burst of the slower side takes.
     seconds : float
         What a round of it costs.
     failure : tuple or None
@@ -104,7 +107,7 @@ class Case:
     pinned: bool = False
     number: int = 0
     samples: int = 0
-    call_seconds: float = 0.0
+    burst_seconds: float = 0.0
     seconds: float = 0.0
     rounds: list[Round] = field(default_factory=list)
     failure: tuple[str, str] | None = None
@@ -231,9 +234,8 @@ class Session:
             _end(workers)
 
     def _prepare(self, case: Case, opened: dict[str, Opened], _: random.Random) -> None:
-        if not case.is_timing:
-            for name in case.sides:
-                opened[name].ask({"do": "value"}, "value")
+        _on_each(case, opened, partial(_call_once, case))
+        if not case.is_timing or not case.can_run:
             return
         _calibrate(case, opened)
         for name in case.sides:
@@ -266,8 +268,7 @@ class Session:
             self._open(case, workers, opened)
             if case.can_run:
                 step(case, opened, self._draw)
-                for one in opened.values():
-                    one.close()
+                _on_each(case, opened, Opened.close)
         except SkippedError as error:
             case.skipped[error.side] = str(error)
         except BenchmarkError as error:
@@ -291,18 +292,27 @@ class Session:
             folder = self._sides[name].home / "work" if key is None else self._caches[name, str(key)]
             workers[name].start_open(case.identifier, folder)
             opened[name] = Opened(workers[name], case.timeout)
-        errors: list[BenchmarkError] = []
-        for name in order:
-            try:
-                opened[name].expect("skip")
-                opened[name].stop()
-            except SkippedError as error:
-                case.skipped[name] = str(error)
-            except BenchmarkError as error:
-                errors.append(error)
-        if errors:
-            sides = " and ".join(sorted({error.side for error in errors}))
-            raise BenchmarkError(sides, str(errors[0]))
+        _on_each(case, opened, _wait_for_setup)
+
+
+def _wait_for_setup(one: Opened) -> None:
+    one.expect("skip")
+    one.stop()
+
+
+def _on_each(case: Case, opened: Mapping[str, Opened], action: Callable[[Opened], object]) -> None:
+    """Try it on each side, whatever the other does: what fails on both must not look like a difference of the two."""
+    errors: list[BenchmarkError] = []
+    for name, one in opened.items():
+        try:
+            action(one)
+        except SkippedError as error:
+            case.skipped[name] = str(error)
+        except BenchmarkError as error:
+            errors.append(error)
+    if errors:
+        sides = " and ".join(sorted({error.side for error in errors}))
+        raise BenchmarkError(sides, str(errors[0]))
 
 
 def _end(workers: dict[str, Worker]) -> None:
@@ -313,21 +323,27 @@ def _end(workers: dict[str, Worker]) -> None:
 # --- what is done with a benchmark that both sides hold ready --------------------------------------------------------
 
 
+def _call_once(case: Case, one: Opened) -> None:
+    """Compiles, fills caches, and shows whether it runs at all."""
+    if case.is_timing:
+        _burst(one, int(case.facts.get("number") or 0) or 1, 1, 0)
+    else:
+        one.ask({"do": "value"}, "value")
+
+
 def _calibrate(case: Case, opened: dict[str, Opened]) -> None:
     """Freeze `number` and `samples` so that a burst of the faster side lasts for BURST_SECONDS."""
     fixed = int(case.facts.get("number") or 0)
     single = bool(case.facts.get("has_setup")) or fixed
     number, samples = fixed or 1, 1
-    for one in opened.values():
-        _burst(one, number, 1, 0)  # compiles, fills caches
     quickest = math.inf
     for _ in range(40):
-        bursts = [_burst(one, number, samples, 0) for one in opened.values()]
-        quickest = min(burst["seconds"] for burst in bursts)
+        each = [_burst(one, number, samples, 0)["seconds"] for one in opened.values()]
+        quickest = min(each)
         if quickest * number * samples >= BURST_SECONDS:
             break
         calls = number * samples
-        wanted = math.ceil(1.2 * BURST_SECONDS / max(quickest, 1e-9))
+        wanted = math.ceil(1.1 * BURST_SECONDS / max(quickest, 1e-9))
         calls = max(calls + 1, min(10 * calls, wanted))
         if single:
             samples = max(1, math.ceil(calls / number))
@@ -335,7 +351,8 @@ def _calibrate(case: Case, opened: dict[str, Opened]) -> None:
                 break
         else:
             number = calls
-    case.number, case.samples, case.call_seconds = number, min(samples, _MOST_SAMPLES), quickest
+    case.number, case.samples = number, min(samples, _MOST_SAMPLES)
+    case.burst_seconds = max(each) * case.number * case.samples
     bursts = [_burst(one, number, case.samples, 0) for one in opened.values() for _ in range(CALIBRATIONS)]
     case.kind, case.pinned = _class_of(bursts)
 
@@ -381,9 +398,9 @@ def _schedule(case: Case, draw: random.Random) -> list[tuple[str, int | None]]:
     differ by whatever their hosts do. Measured: the side on the busier one looked 20 to 50 % slower for a whole round.
     """
     a, b = draw.sample(case.sides, 2)
-    if not case.is_timing or case.call_seconds >= SLOW_CALL_SECONDS:
+    if not case.is_timing or case.burst_seconds > _VERY_LONG_BURST:
         return [(a, None), (b, None)]
-    quads = QUADS if case.call_seconds * case.number * case.samples <= 4 * BURST_SECONDS else 1
+    quads = QUADS if case.burst_seconds <= _LONG_BURST else 1
     cores: list[int | None] = [None]
     if case.pinned and hasattr(os, "sched_getaffinity"):
         cores = draw.sample(sorted(os.sched_getaffinity(0)), len(os.sched_getaffinity(0)))

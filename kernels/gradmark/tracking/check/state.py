@@ -81,7 +81,7 @@ class Check:
         return (
             case.can_run
             and case.key not in self.verdicts
-            and case.label not in self.left_out
+            and case.key not in self.left_out
             and all(math.isfinite(value) for value in case.log_ratios())
         )
 

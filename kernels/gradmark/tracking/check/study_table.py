@@ -11,7 +11,9 @@ from gradmark.tracking.check.results import PARALLEL, SERIAL
 def lines(record: dict[str, Any]) -> Iterator[str]:
     """One or two sentences for each part that was run."""
     for name, part in record["parts"].items():
-        if name in ("identical", "busy"):
+        if "failed" in part:
+            yield f"{name}: could not be measured: {part['failed']}"
+        elif name in ("identical", "busy"):
             yield from _identical(name, part)
         elif name in ("plus5", "plus10"):
             yield from _slowed(name, part)

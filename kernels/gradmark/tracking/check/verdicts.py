@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +24,16 @@ def report(check: Check) -> Report:
     noise = {case.key: _noise(check, case) for case in check.cases if case.is_timing}
     known = {key: one for key, one in noise.items() if one is not None}
     shifts = {
-        key: error_rates.needed_shifts(one, check.settings.threshold, max(1, check.selected), rng)
-        for key, one in known.items()
+        # Had it been slow, the screening would have selected it as well.
+        case.key: error_rates.needed_shifts(
+            known[case.key],
+            check.settings.threshold,
+            check.selected + (case.key not in check.screening),
+            rng,
+            _looks(check, case),
+        )
+        for case in check.cases
+        if case.key in known
     }
     rates = None
     if known:
@@ -54,6 +63,20 @@ def report(check: Check) -> Report:
 
 def _noise(check: Check, case: Case) -> error_rates.Noise | None:
     return error_rates.Noise.of(case.worsening(check.judged_rounds(case)))
+
+
+def _looks(check: Check, case: Case) -> Sequence[int]:
+    """The fresh rounds after which it was judged, or would have been had it been selected, in this run."""
+    if case.key not in check.screening and len(case.rounds) < decide.SCREEN_ROUNDS:
+        return ()
+    unsettled = {
+        one.key: len(one.rounds)
+        for one in check.cases
+        if one.key in check.screening and check.verdicts.get(one.key, UNDECIDED) == UNDECIDED and one.can_run
+    }
+    # Where budget or Ctrl-C ended the confirming, what was still open had fewer rounds than the last look takes.
+    rounds = unsettled.get(case.key, max(unsettled.values(), default=decide.LOOKS[-1]))
+    return [*(look for look in decide.LOOKS if look < rounds), rounds] if rounds else ()
 
 
 def _comparison(check: Check, case: Case, shifts: Any) -> Comparison:
@@ -99,8 +122,8 @@ def _finite(value: float) -> float | None:
 
 
 def _what_would_decide(check: Check, case: Case, found: Comparison) -> str:
-    if case.label in check.left_out:
-        return check.left_out[case.label]
+    if case.key in check.left_out:
+        return check.left_out[case.key]
     if check.interrupted:
         return "interrupted before it was settled"
     if found.ratio is None:
@@ -109,7 +132,7 @@ def _what_would_decide(check: Check, case: Case, found: Comparison) -> str:
             if case.rounds
             else "no round was completed"
         )
-    if found.rounds < decide.SCREEN_ROUNDS or (case.rounds and len(case.rounds) < decide.LOOKS[-1]):
+    if case not in check.sentinels and len(case.rounds) < decide.LOOKS[-1]:
         return f"the budget of {duration(check.settings.budget)} ended after {found.rounds} rounds (--budget)"
     seen = (
         f"a change of {found.detectable:+.1%} or more would have been seen"

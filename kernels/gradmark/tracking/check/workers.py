@@ -85,6 +85,7 @@ class Worker:
                 stderr=subprocess.STDOUT, pass_fds=(their_commands, their_replies), start_new_session=True,
             )  # fmt: skip
         except OSError as error:
+            self._close()
             raise WorkerLostError(side.name, f"{side.python} cannot be started: {error.strerror}") from error
         finally:
             os.close(their_commands)
@@ -138,9 +139,11 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
         for descriptor in (self._commands, self._replies):
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+            os.close(descriptor)
         self._output.close()
 
     def _send(self, command: dict[str, Any]) -> None:
@@ -257,6 +260,8 @@ class Opened:
             self.kill()
             raise BenchmarkError(self._side, message)
         if "error" in reply:
+            if not self._pid:
+                raise WorkerLostError(self._side, str(reply["error"]))
             self.finish()
             raise BenchmarkError(self._side, str(reply["error"]))
         if self._note_end(reply):
@@ -309,5 +314,7 @@ def _wait_until_stopped(pid: int) -> None:
 
 
 def _kill_group(pgid: int) -> None:
+    if pgid <= 0:
+        raise ValueError(f"no process group {pgid}")  # 0 would be our own
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pgid, signal.SIGKILL)
