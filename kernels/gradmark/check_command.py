@@ -219,8 +219,11 @@ def _write(options: argparse.Namespace, report: Report, check: Check, project: P
         lines = (json.dumps(line) for line in check.recorded_rounds())
         console.write_text("--rounds", options.rounds, "".join(line + "\n" for line in lines))
     if options.asv_results:
-        for path in asv_export.export(check, report, project):
-            console.complain(f"gradmark check: wrote {path}")
+        try:
+            for path in asv_export.export(check, report, project):
+                console.complain(f"gradmark check: wrote {path}")
+        except (OSError, ValueError) as error:
+            raise console.UsageError(f"--asv-results: {error}") from error
 
 
 def _print(report: Report, *, everything: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from asv import machine as asv_machine
+from asv import util
 
 from gradmark.tracking.check.asv_results import Side, write_asv_results
 from gradmark.tracking.check.repository import Project, commit_date_ms
@@ -32,7 +33,8 @@ def export(check: Check, report: Report, project: Project) -> list[Path]:
                 machine=name,
                 machine_facts=facts,
                 python=measured.python_version,
-                env_name=measured.environment,
+                # "existing: /usr/bin/python" would be a path.
+                env_name=util.sanitize_filename(measured.environment),
                 requirements=measured.requirements,
                 report=report,
                 side=side,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gradmark.tracking.check import decide, kernels, sides, suite, surroundings, verdicts
 from gradmark.tracking.check.repository import NotMeasurableError, Project
-from gradmark.tracking.check.results import FASTER, SAME, SLOWER, UNDECIDED, Report, Revision, Unavailable
+from gradmark.tracking.check.results import DEVICE, FASTER, SAME, SLOWER, UNDECIDED, Report, Revision, Unavailable
 from gradmark.tracking.check.rounds import Case, Session, new_case
 from gradmark.tracking.check.sides import BASE, HEAD, TWIN
 from gradmark.tracking.check.state import Check, Display, Settings, duration
@@ -71,13 +71,22 @@ def _measure(check: Check, folder: Path) -> None:
     )
     try:
         _prepare(check, session)
+        _note_gpu(check, "before")
         _add_sentinels(check, session, caches)
         _fit_budget(check, session)
         _screen(check, session)
         _confirm(check, session)
+        _note_gpu(check, "after")
     except KeyboardInterrupt:
         check.interrupted = True
     _forget_unavailable(check)
+
+
+def _note_gpu(check: Check, when: str) -> None:
+    """A GPU that throttles tells of itself, not of the code."""
+    if any(case.kind == DEVICE for case in check.cases):
+        state = surroundings.gpu_state() or "nvidia-smi is not there to tell clocks and throttling"
+        check.notes.append(f"GPU {when} the measurement: {state}")
 
 
 def _make_caches(check: Check, cases: Sequence[Case], names: Sequence[str]) -> dict[tuple[str, str], Path]:

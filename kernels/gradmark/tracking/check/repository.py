@@ -134,7 +134,8 @@ def merge_base(project: Project, head: Revision, branches: Sequence[str | None])
     candidates = [branch for branch in branches if branch]
     remote = _try_git(project.root, "symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD")
     candidates += [name for name in (remote, "main", "master") if name]
-    candidates += [f"origin/{name}" for name in candidates if not name.startswith("origin/")]
+    # A workflow's checkout has the main branch as origin's only: that still comes before the next candidate.
+    candidates = [way for name in candidates for way in dict.fromkeys((name, f"origin/{name.removeprefix('origin/')}"))]
     known = [name for name in candidates if _try_git(project.root, "rev-parse", "--verify", "--quiet", name)]
     if not known:
         raise CheckUsageError(

@@ -225,7 +225,14 @@ class Session:
                 if self._fresh_processes and position:
                     _end(workers)
                 needed = {name for later in order for name in later.sides} if not self._fresh_processes else case.sides
-                self._start_missing(workers, needed, seed + position if self._fresh_processes else seed)
+                try:
+                    self._start_missing(workers, needed, seed + position if self._fresh_processes else seed)
+                except WorkerLostError as error:
+                    # The suite could be imported before: this costs one benchmark, and the next has fresh workers.
+                    _end(workers)
+                    case.failure = (error.side, str(error))
+                    tick(case)
+                    continue
                 began = time.monotonic()
                 self._one(case, workers, step)
                 case.seconds = time.monotonic() - began

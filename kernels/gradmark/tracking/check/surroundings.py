@@ -1,4 +1,4 @@
-"""What surrounds a check: one at a time, a scratch folder that goes with it, and an orderly end on signals."""
+"""What surrounds a check: one at a time, a scratch folder that goes with it, an orderly end on signals, the GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -73,3 +74,14 @@ def ending_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def gpu_state() -> str | None:
+    """Names, clocks, temperature and reasons for throttling of the GPUs, in nvidia-smi's words; None without it."""
+    fields = "name,clocks.sm,clocks.mem,temperature.gpu,clocks_event_reasons.active"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return "; ".join(done.stdout.strip().splitlines()) if done.returncode == 0 else None

@@ -72,7 +72,10 @@ def _looks(check: Check, case: Case) -> Sequence[int]:
     unsettled = {
         one.key: len(one.rounds)
         for one in check.cases
-        if one.key in check.screening and check.verdicts.get(one.key, UNDECIDED) == UNDECIDED and one.can_run
+        if one.key in check.screening
+        and check.verdicts.get(one.key, UNDECIDED) == UNDECIDED
+        and one.can_run
+        and all(math.isfinite(value) for value in one.log_ratios())
     }
     # Where budget or Ctrl-C ended the confirming, what was still open had fewer rounds than the last look takes.
     rounds = unsettled.get(case.key, max(unsettled.values(), default=decide.LOOKS[-1]))
