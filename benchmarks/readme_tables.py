@@ -141,9 +141,33 @@ def _study(record: dict[str, Any]) -> Iterator[str]:
     missed = _missed(parts.get("plus5"))
     if missed:
         yield f"\nSerial benchmarks whose +5 % was not found, each with the slowdown it can see: {missed}."
-    for name, foreign in parts.get("foreign", {}).items():
-        if isinstance(foreign, dict) and "check" in foreign:
-            yield f"\n{name}: {foreign['told']}."
+    yield from _foreign(parts.get("foreign", {}))
+
+
+def _foreign(part: dict[str, Any]) -> Iterator[str]:
+    suites = {name: found for name, found in part.items() if name not in ("measured", "failed")}
+    if suites:
+        yield "\nSuites that are not ours, built from their source distributions:\n"
+        yield from _markdown(
+            ["project", "compared", "benchmarks", "slower", "faster", "same", "undecided", "failed", "time"],
+            (
+                [
+                    f"{name} {found['version']}",
+                    what,
+                    *(str(found[head]["check"][key]) for key in _COUNTS),
+                    _time(found[head]),
+                ]
+                for name, found in suites.items()
+                for head, what in (("same", "identical code"), ("slow", "one function does a fifth of its work again"))
+            ),
+        )
+
+
+_COUNTS = ("benchmarks", "slower", "faster", "same", "undecided", "failed")
+
+
+def _time(found: dict[str, Any]) -> str:
+    return f"{found['check']['seconds'] / 60:.1f} min"
 
 
 def _red(part: dict[str, Any] | None) -> str:

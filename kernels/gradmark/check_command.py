@@ -210,9 +210,10 @@ def _write(options: argparse.Namespace, report: Report, check: Check, project: P
     from gradmark.tracking.check import asv_export, markdown, record
 
     report = dataclasses.replace(report, provenance=machine.provenance("check", options.given))
-    console.write_json(options.json, record.record(report))
+    # The terminal first: a file that cannot be written must not cost the verdicts.
     if options.json != "-":
         _print(report, everything=options.all)
+    console.write_json(options.json, record.record(report))
     if options.markdown is not None:
         console.write_text("--markdown", options.markdown, markdown.markdown(report))
     if options.rounds is not None:

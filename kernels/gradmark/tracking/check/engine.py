@@ -79,6 +79,9 @@ def _measure(check: Check, folder: Path) -> None:
         _note_gpu(check, "after")
     except KeyboardInterrupt:
         check.interrupted = True
+    except OSError as error:
+        # Such as a full disk. What was measured until then stays.
+        check.aborted = f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
     _forget_unavailable(check)
 
 

@@ -109,6 +109,7 @@ def from_record(data: object) -> Report:
         seconds=fields.get("seconds", _number(0.0, 1e9)),
         rounds=fields.get("rounds", _count),
         interrupted=fields.get("interrupted", _flag),
+        aborted=fields.get("aborted", _text),
         provenance=fields.get("provenance", _facts),
     )
 

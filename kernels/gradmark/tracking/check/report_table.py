@@ -210,6 +210,8 @@ def headline(report: Report) -> str:
     total, slower, undecided = len(report.comparisons), report.count(results.SLOWER), report.count(results.UNDECIDED)
     if report.interrupted:
         return "interrupted, the verdicts reached before"
+    if report.aborted:
+        return "measuring ended early, the verdicts reached before"
     if report.exit_code == results.NOT_MEASURED:
         biased = report.sentinel is not None and report.sentinel.biased
         return "no verdict, the A/A sentinel was biased" if biased else "nothing could be measured"
@@ -224,6 +226,8 @@ def counts(report: Report) -> Iterator[Sentence]:
     yield (f"{total:,} {_benchmarks(total)}: {_tally(report.comparisons)}.",)
     if report.interrupted:
         yield ("Interrupted: these are the verdicts that were reached before.",)
+    elif report.aborted:
+        yield ("MEASURING ENDED EARLY: ", Foreign(report.aborted), ". These are the verdicts that were reached before.")
     elif not any(comparison.rounds for comparison in report.comparisons):
         yield ("NOTHING COULD BE MEASURED.",)
 
@@ -261,7 +265,7 @@ def error_rates(rates: ErrorRates | None) -> Iterator[Sentence]:
     red = round(rates.false_alarm * rates.simulations)
     yield (
         f"False alarms: {red:,} of {rates.simulations:,} simulated checks of identical code came out red: below"
-        f" {_percent(rates.false_alarm_bound, digits=2)}.",
+        f" {_percent(rates.false_alarm_bound, digits=2)}. That is its noise; a bias is for the sentinel to find.",
     )
     if rates.detectable is None:
         yield (f"No slowdown up to 100 % in one benchmark would have been caught {_PROBABLY}.",)

@@ -161,6 +161,7 @@ class Report:
 
     `notes` are sentences for the reader (what was assumed, what differs between the sides); `unavailable` and
     `only_in_base` list benchmarks that are not among the comparisons; `environment` says what both sides ran on.
+    `aborted` is the error of the machine (a full disk) that ended the measurement early, or empty.
     `suite` is "base" or "head". `threshold` is the smallest change that counts, 0.03 being 3 %.
     """
 
@@ -181,6 +182,7 @@ class Report:
     seconds: float = 0.0
     rounds: int = 0
     interrupted: bool = False
+    aborted: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def count(self, verdict: str) -> int:
@@ -189,10 +191,10 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 nothing slower, 1 something slower, 3 nothing could be measured or the sentinel was biased, 130 Ctrl-C."""
+        """0 nothing slower, 1 something slower, 3 not or not fully measured or a biased sentinel, 130 Ctrl-C."""
         if self.interrupted:
             return INTERRUPTED
         measured = any(c.verdict != FAILED and c.rounds for c in self.comparisons)
-        if not measured or (self.sentinel is not None and self.sentinel.biased):
+        if self.aborted or not measured or (self.sentinel is not None and self.sentinel.biased):
             return NOT_MEASURED
         return SOMETHING_SLOWER if self.count(SLOWER) else NOTHING_SLOWER

@@ -319,7 +319,10 @@ def _on_each(case: Case, opened: Mapping[str, Opened], action: Callable[[Opened]
             errors.append(error)
     if errors:
         sides = " and ".join(sorted({error.side for error in errors}))
-        raise BenchmarkError(sides, str(errors[0]))
+        messages = dict.fromkeys(str(error) for error in errors)
+        if len(messages) > 1:
+            messages = dict.fromkeys(f"{error.side}: {error}" for error in errors)
+        raise BenchmarkError(sides, "; ".join(messages))
 
 
 def _end(workers: dict[str, Worker]) -> None:

@@ -67,6 +67,7 @@ class Check:
     kernel_changes: list[KernelChange] = field(default_factory=list)
     session: Session | None = None
     interrupted: bool = False
+    aborted: str = ""
     selected: int = 0
     began: float = field(default_factory=time.monotonic)
     measuring_since: float = 0.0

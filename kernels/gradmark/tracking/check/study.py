@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from gradmark.tracking.check import decide, engine, error_rates, repository, study_project
+from gradmark.tracking.check import decide, engine, error_rates, repository, study_foreign, study_project
 from gradmark.tracking.check.decide import Array
 from gradmark.tracking.check.repository import NotMeasurableError
 from gradmark.tracking.check.results import FAILED, PARALLEL, SERIAL, SLOWER, VERDICTS, Report
@@ -82,6 +82,7 @@ PARTS: dict[str, Callable[[_Projects, Display], dict[str, Any]]] = {
         **whole(p.many, p.few["base"], p.few["planted"], display),
     },
     "asv": lambda p, display: asv_continuous(p.folder, p.commits, display),
+    "foreign": lambda p, display: foreign(display),
 }
 
 
@@ -169,6 +170,41 @@ def whole(folder: Path, base: str, head: str, display: Display) -> dict[str, Any
     return {"check": _outcome(report), "slower": slower}
 
 
+def foreign(display: Display) -> dict[str, Any]:
+    """Suites that are not ours, built from their source distributions in the environments that asv makes for them."""
+    found = {}
+    for name in _FOREIGN:
+        suite = study_foreign.SUITES[name]
+        with tempfile.TemporaryDirectory(prefix="gradmark-study-") as parent:
+            display.tell(f"{name} {suite.version}: fetching its source distribution")
+            folder = Path(parent) / "project"
+            commits = study_foreign.create(name, _fetch(name, suite.version, Path(parent)), folder)
+            found[name] = {"version": suite.version}
+            for head in ("same", "slow"):
+                display.tell(f"{name}: base against {head}")
+                report, _ = run_check(
+                    folder, commits["base"], commits[head], display, patterns=(suite.reached,), env_spec=None,
+                    budget=_FOREIGN_BUDGET,
+                )  # fmt: skip
+                slower = [{"benchmark": c.label, "ratio": c.ratio} for c in report.comparisons if c.verdict == SLOWER]
+                found[name][head] = {"check": _outcome(report), "slower": slower}
+    return found
+
+
+_FOREIGN = ("flox", "xbatcher")
+_FOREIGN_BUDGET = 240.0
+
+
+def _fetch(name: str, version: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+    command += ["--no-binary", name, "--dest", str(folder), f"{name}=={version}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    found = list(folder.glob("*.tar.gz"))
+    if len(found) != 1:
+        raise NotMeasurableError(f"pip cannot download {name} {version}: {done.stderr.strip()[-300:]}")
+    return found[0]
+
+
 def asv_continuous(folder: Path, commits: Mapping[str, str], display: Display) -> dict[str, Any]:
     """Stock `asv continuous --factor 1.05` on the very same commits."""
     found = {}
@@ -234,10 +270,11 @@ def run_check(
     seed: int = 0,
     patterns: Sequence[str] = (),
     env_spec: str | None = "existing",
+    budget: float = 1200.0,
 ) -> tuple[Report, Check]:
     """One check, in the environment that runs gradmark."""
     project = repository.find_project(folder)
-    settings = Settings(patterns=tuple(patterns), env_spec=env_spec, seed=seed, budget=1200.0)
+    settings = Settings(patterns=tuple(patterns), env_spec=env_spec, seed=seed, budget=budget)
     sides = repository.resolve(project, base), repository.resolve(project, head)
     return engine.run(project, *sides, settings, display)
 

@@ -19,6 +19,10 @@ def lines(record: dict[str, Any]) -> Iterator[str]:
             yield from _slowed(name, part)
         elif name == "lost":
             yield from _lost(part)
+        elif name == "foreign":
+            for project, found in part.items():
+                for head in ("same", "slow"):
+                    yield f"{project} {found['version']}, base against {head}: {_counts(found[head]['check'])}"
         elif name == "asv":
             for what, found in part.items():
                 yield f"asv continuous, factor 1.05, {what}: {found['slower']} slower, {found['faster']} faster"

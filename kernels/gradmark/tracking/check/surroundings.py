@@ -18,6 +18,7 @@ import platformdirs
 from gradmark.tracking.check.repository import NotMeasurableError
 
 _PREFIX = "gradmark-check-"
+_OWNED = "owned"
 
 
 @contextlib.contextmanager
@@ -46,16 +47,28 @@ def only_one() -> Iterator[None]:
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
     """A temporary folder; what a killed check has left is removed as well."""
-    parent = Path(tempfile.gettempdir())
-    for old in parent.glob(f"{_PREFIX}*"):
-        # The lock is ours, so no other check of this user is running.
-        if old.stat().st_uid == os.getuid():
+    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if _is_abandoned(old):
             shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     try:
-        yield folder
+        with (folder / _OWNED).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether the check that made it is gone: its lock went with it."""
+    try:
+        if folder.stat().st_uid != os.getuid():
+            return False
+        with (folder / _OWNED).open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -58,6 +58,7 @@ def report(check: Check) -> Report:
         seconds=time.monotonic() - check.began,
         rounds=check.session.completed if check.session else 0,
         interrupted=check.interrupted,
+        aborted=check.aborted,
     )
 
 
@@ -127,8 +128,8 @@ def _finite(value: float) -> float | None:
 def _what_would_decide(check: Check, case: Case, found: Comparison) -> str:
     if case.key in check.left_out:
         return check.left_out[case.key]
-    if check.interrupted:
-        return "interrupted before it was settled"
+    if check.interrupted or check.aborted:
+        return "interrupted before it was settled" if check.interrupted else f"not settled before {check.aborted}"
     if found.ratio is None:
         return (
             "its values are not positive numbers, so that there is no ratio"

@@ -329,7 +329,9 @@ def _printed_reason() -> Any:
     size = os.fstat(1).st_size
     text = os.pread(1, _OUTPUT_TAIL, max(0, size - _OUTPUT_TAIL)).decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "its setup or skip_params says so"
+    # asv_runner's own line says nothing where the exception has no text; what the suite printed before it may.
+    telling = [line for line in lines if line != "asv: skipped: NotImplementedError()"] or lines
+    return telling[-1][:300] if telling else "its setup or skip_params says so"
 
 
 # --- what both share -------------------------------------------------------------------------------------------------
