@@ -1,4 +1,4 @@
-"""The study's material: its commits differ where they say, and its benchmarks run.
+"""The study's material, ours and others': its commits differ where they say, and our benchmarks run.
 
 `pytest -m slow -s tests/test_check_study_project.py` measures roughly how much slower "plus5" and "plus10" are.
 """
@@ -13,11 +13,12 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from gradmark.tracking.check import study_project
+from gradmark.tracking.check import study_foreign, study_project
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -239,10 +240,67 @@ def test_too_few_of_many_are_refused(tmp_path):
         study_project.create_many(tmp_path, benchmarks=6)
 
 
-@pytest.mark.parametrize("name", ["create", "create_many"])
-def test_examples(name):
-    (example,) = doctest.DocTestFinder().find(getattr(study_project, name), name, globs=vars(study_project).copy())
-    assert doctest.DocTestRunner().run(example) == (0, 3)
+@pytest.mark.parametrize("function", [study_project.create, study_project.create_many, study_foreign.create])
+def test_examples(function):
+    globs = vars(sys.modules[function.__module__]).copy()
+    (example,) = doctest.DocTestFinder().find(function, "example", globs=globs)
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.fixture
+def sdist(tmp_path, monkeypatch):
+    """Stands in for a source distribution: a project `tiny` with one function."""
+    source = tmp_path / "tiny-1.0"
+    (source / "benchmarks").mkdir(parents=True)
+    (source / "tiny.py").write_text("def work(n):\n    return sum(range(n))\n")
+    (source / "version.txt").write_text("1.0\n")
+    (source / ".gitignore").write_text("version.txt\n")
+    (source / "benchmarks/asv.conf.json").write_text("{}")
+    (source / "benchmarks/wants_more.py").write_text("import more\n")
+    archive = tmp_path / "tiny-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(source, "tiny-1.0")
+    suite = study_foreign.Suite(
+        "1.0", "benchmarks", "tiny.py", "work", ".", ".", {"six": "1.17.0"}, ("benchmarks/wants_more.py",)
+    )
+    monkeypatch.setitem(study_foreign.SUITES, "tiny", suite)
+    (tmp_path / "additions").mkdir()
+    (tmp_path / "additions/tiny.py.in").write_text("\n\nwork = work\n")
+    monkeypatch.setattr(study_foreign, "ADDITIONS", tmp_path / "additions")
+    return archive
+
+
+def test_a_source_distribution_becomes_a_repository(sdist, tmp_path):
+    folder = tmp_path / "scratch"
+    commits = study_foreign.create("tiny", sdist, folder)
+    assert study_project.git(folder, "rev-parse", "main", "same", "slow").split() == list(commits.values())
+    assert _changed(folder, "main", "same") == ["study.txt"]
+    assert _changed(folder, "main", "slow") == ["tiny.py"]
+    files = study_project.git(folder, "ls-tree", "-r", "--name-only", "main").split()
+    assert files == [".gitignore", "asv.conf.json", "tiny.py", "version.txt"]
+    matrix = json.loads((folder / "asv.conf.json").read_text())["matrix"]
+    assert matrix["env"] == {"SETUPTOOLS_SCM_PRETEND_VERSION": ["1.0"]}
+    assert matrix["req"]["six"] == ["1.17.0"]
+
+
+def test_a_source_distribution_of_another_version_is_refused(sdist, tmp_path):
+    with pytest.raises(ValueError, match=r"tiny-2\.0\.tar\.gz is not tiny-1\.0"):
+        study_foreign.create("tiny", sdist.rename(tmp_path / "tiny-2.0.tar.gz"), tmp_path / "scratch")
+
+
+def test_a_source_distribution_without_the_function_is_refused(sdist, tmp_path, monkeypatch):
+    monkeypatch.setitem(study_foreign.SUITES, "tiny", study_foreign.Suite("1.0", ".", "tiny.py", "play", ".", "."))
+    with pytest.raises(ValueError, match=r"tiny\.py has no play"):
+        study_foreign.create("tiny", sdist, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("name", ["flox", "xarray", "xbatcher"])
+def test_every_known_suite_has_an_addition_that_replaces_its_function(name):
+    suite = study_foreign.SUITES[name]
+    addition = (study_foreign.ADDITIONS / f"{name}.py.in").read_text()
+    assert re.search(rf"^(def )?{re.escape(suite.changed)}( = |\()", addition, re.MULTILINE)
+    compile(addition, name, "exec")
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def add(commands: Any) -> None:
         "--study",
         nargs="*",
         metavar="PART",
-        help="the self-test in full, some two hours, or some of its parts; --json keeps the results",
+        help="the self-test in full, more than an hour, or some of its parts; --json keeps the results",
     )
     check.set_defaults(run=_run)
 

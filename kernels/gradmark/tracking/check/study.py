@@ -72,7 +72,7 @@ class _Projects:
 
 PARTS: dict[str, Callable[[_Projects, Display], dict[str, Any]]] = {
     "identical": lambda p, display: identical(p.folder, p.commits, display, 3),
-    "busy": lambda p, display: identical(p.folder, p.commits, display, 2, busy=True),
+    "busy": lambda p, display: identical(p.folder, p.commits, display, 1, busy=True),
     "plus5": lambda p, display: slowed(p.folder, p.commits, "plus5", display),
     "plus10": lambda p, display: slowed(p.folder, p.commits, "plus10", display),
     "lost": lambda p, display: lost(p.folder, p.commits, display),
@@ -183,7 +183,7 @@ def foreign(display: Display) -> dict[str, Any]:
             for head in ("same", "slow"):
                 display.tell(f"{name}: base against {head}")
                 report, _ = run_check(
-                    folder, commits["base"], commits[head], display, patterns=(suite.reached,), env_spec=None,
+                    folder, commits["base"], commits[head], display, patterns=(suite.measured,), env_spec=None,
                     budget=_FOREIGN_BUDGET,
                 )  # fmt: skip
                 slower = [{"benchmark": c.label, "ratio": c.ratio} for c in report.comparisons if c.verdict == SLOWER]

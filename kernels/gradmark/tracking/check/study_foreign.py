@@ -46,8 +46,10 @@ class Suite:
         What its benchmarks need beyond `COMMON`, each with its version.
     module, changed : str
         The file that the addition goes to, and the function or "Class.method" there that it replaces.
+    measured : str
+        A regular expression, asv's -b, for the benchmarks that the study runs; others may take minutes a call.
     reached : str
-        A regular expression, asv's -b, for benchmarks that go through it.
+        The same for those among them that go through `changed`.
     left_out : tuple of str
         Files of the suite that want what the scratch environment does not have. One that fails to import would stop
         the discovery of all.
@@ -57,6 +59,7 @@ class Suite:
     benchmark_dir: str
     module: str
     changed: str
+    measured: str
     reached: str
     requirements: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
@@ -75,7 +78,8 @@ SUITES: dict[str, Suite] = {
         },
         module="flox/aggregations.py",
         changed="generic_aggregate",
-        reached="ChunkReduce",
+        measured=r"^reduce\.ChunkReduce",
+        reached=r"^reduce\.ChunkReduce",
     ),
     "xarray": Suite(
         version="2026.9.0",
@@ -89,7 +93,8 @@ SUITES: dict[str, Suite] = {
         },
         module="xarray/core/formatting.py",
         changed="dataset_repr",
-        reached=r"repr\.Repr\.time_repr$",
+        measured=r"^(accessors|renaming|repr|polyfit\.Polyval\.time|reindexing\.Reindex\.|unstacking\.Unstacking\.)",
+        reached=r"^repr\.Repr\.time_repr$",
     ),
     "xbatcher": Suite(
         version="0.4.0",
@@ -97,7 +102,8 @@ SUITES: dict[str, Suite] = {
         requirements={"dask": "2026.8.0", "xarray": "2026.9.0"},
         module="xbatcher/generators.py",
         changed="BatchSchema._gen_patch_selectors",
-        reached=r"generators\.",
+        measured=".",
+        reached=r"^(generators|accessors)\.",
         left_out=("asv_bench/benchmarks/loaders.py",),  # torch
     ),
 }
