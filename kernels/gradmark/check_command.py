@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import re
@@ -57,7 +58,7 @@ def add(commands: Any) -> None:
         "-E", "--environment", metavar="SPEC",
         help="as asv's -E: virtualenv:3.12, or existing for the Python that runs gradmark (default: asv.conf.json's)",
     )  # fmt: skip
-    check.add_argument("--seed", type=int, default=0, help="of the random order (default: 0)")
+    check.add_argument("--seed", type=_seed, default=0, help="of the random order (default: 0)")
     check.add_argument("--all", action="store_true", help="show the benchmarks that stayed the same, too")
     check.add_argument("--json", metavar="FILE", help=console.JSON_HELP)
     check.add_argument("--markdown", metavar="FILE", help="write the report as Markdown, safe to post as a comment")
@@ -88,6 +89,12 @@ def _regex(text: str) -> str:
     except re.error as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
     return text
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch(r"\d{1,18}", text.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give a whole number from 0 on")
+    return int(text)
 
 
 def _threshold(text: str) -> float:
@@ -128,8 +135,17 @@ def _study(options: argparse.Namespace) -> int:
     unknown = sorted(set(options.study or ()) - set(study.PARTS))
     if unknown:
         raise console.UsageError(f"--study {' '.join(unknown)}: unknown; its parts are {', '.join(study.PARTS)}")
+    ignored = {
+        "-b": options.bench, "-E": options.environment, "--threshold": options.threshold, "--all": options.all,
+        "--markdown": options.markdown, "--rounds": options.rounds, "--asv-results": options.asv_results,
+        "--worktree": options.worktree, "--config": options.config,
+    }  # fmt: skip
+    given = [option for option, value in ignored.items() if value]
+    if given:
+        raise console.UsageError(f"--self-test and --study measure projects of their own: leave out {', '.join(given)}")
+    if options.base is not None:
+        raise console.UsageError(f"{options.base}: --self-test and --study measure projects of their own; leave it out")
     head = machine.provenance("check-study", options.given)
-
     measured = {key: head[key] for key in ("command", "created", "commit", "uncommitted")}
     before = _parts_before(options.json)
 
@@ -207,24 +223,32 @@ def _settings(options: argparse.Namespace) -> Any:
 
 def _write(options: argparse.Namespace, report: Report, check: Check, project: Project) -> None:
     from gradmark.tracking import machine
-    from gradmark.tracking.check import asv_export, markdown, record
+    from gradmark.tracking.check import markdown, record
 
     report = dataclasses.replace(report, provenance=machine.provenance("check", options.given))
-    # The terminal first: a file that cannot be written must not cost the verdicts.
-    if options.json != "-":
-        _print(report, everything=options.all)
-    console.write_json(options.json, record.record(report))
-    if options.markdown is not None:
-        console.write_text("--markdown", options.markdown, markdown.markdown(report))
-    if options.rounds is not None:
-        lines = (json.dumps(line) for line in check.recorded_rounds())
-        console.write_text("--rounds", options.rounds, "".join(line + "\n" for line in lines))
-    if options.asv_results:
-        try:
-            for path in asv_export.export(check, report, project):
-                console.complain(f"gradmark check: wrote {path}")
-        except (OSError, ValueError) as error:
-            raise console.UsageError(f"--asv-results: {error}") from error
+    # Neither a file that cannot be written nor a pipe that nobody reads any more may cost the rest.
+    with contextlib.ExitStack() as last_first:
+        if options.asv_results:
+            last_first.callback(_export, report, check, project)
+        if options.rounds is not None:
+            lines = (json.dumps(line) + "\n" for line in check.recorded_rounds())
+            last_first.callback(console.write_text, "--rounds", options.rounds, "".join(lines))
+        if options.markdown is not None:
+            last_first.callback(console.write_text, "--markdown", options.markdown, markdown.markdown(report))
+        last_first.callback(console.write_json, options.json, record.record(report))
+        if options.json != "-":
+            last_first.callback(_print, report, everything=options.all)
+
+
+def _export(report: Report, check: Check, project: Project) -> None:
+    from gradmark.tracking.check import asv_export
+    from gradmark.tracking.check.repository import NotMeasurableError
+
+    try:
+        for path in asv_export.export(check, report, project):
+            console.complain(f"gradmark check: wrote {path}")
+    except (OSError, ValueError, NotMeasurableError) as error:
+        raise console.UsageError(f"--asv-results: {error}") from error
 
 
 def _print(report: Report, *, everything: bool) -> None:

@@ -70,15 +70,14 @@ def write_json(file: str | None, record: dict[str, Any]) -> None:
     """Write a result file for `--json`: to stdout for -, nowhere for None."""
     if file is None:
         return
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if file == "-":
-        sys.stdout.write(text)
-    else:
-        write_text("--json", file, text)
+    write_text("--json", file, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(option: str, file: str, text: str) -> None:
-    """Write a file that an option names; raises UsageError where that fails."""
+    """Write a file that an option names, - for stdout; raises UsageError where that fails."""
+    if file == "-":
+        sys.stdout.write(text)
+        return
     try:
         Path(file).write_text(text, encoding="utf-8")
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,16 +47,24 @@ def run(project: Project, base: Revision, head: Revision, settings: Settings, di
         Nothing could be measured: a build failed, another check is running, the disk is full.
     """
     check = Check(project, base, head, settings, display)
-    with surroundings.only_one(), surroundings.ending_on_signals(), surroundings.scratch() as folder:
-        try:
+    try:
+        with surroundings.only_one(), surroundings.ending_on_signals(), surroundings.scratch() as folder:
             check.sides, check.notes = sides.prepare(
                 project, base, head, folder, env_spec=settings.env_spec, tell=display.tell
             )
             suite.find_benchmarks(check)
             _measure(check, folder)
-        except OSError as error:
-            raise NotMeasurableError(f"{error.strerror}: {error.filename or folder}") from error
-        return verdicts.report(check), check
+            return verdicts.report(check), check
+    except OSError as error:
+        raise NotMeasurableError(_said(error)) from error
+    except WorkerLostError as error:
+        raise NotMeasurableError(f"{error.side}: {error}") from error
+
+
+def _said(error: OSError) -> str:
+    """In the system's words; an error that stands for many, as copying a folder raises, has none of its own."""
+    what = error.strerror or str(error)
+    return f"{what}: {error.filename}" if error.filename else what
 
 
 def _measure(check: Check, folder: Path) -> None:
@@ -73,7 +82,6 @@ def _measure(check: Check, folder: Path) -> None:
         _prepare(check, session)
         _note_gpu(check, "before")
         _add_sentinels(check, session, caches)
-        _fit_budget(check, session)
         _screen(check, session)
         _confirm(check, session)
         _note_gpu(check, "after")
@@ -81,7 +89,7 @@ def _measure(check: Check, folder: Path) -> None:
         check.interrupted = True
     except OSError as error:
         # Such as a full disk. What was measured until then stays.
-        check.aborted = f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
+        check.aborted = _said(error)
     _forget_unavailable(check)
 
 
@@ -122,6 +130,11 @@ def _make_caches(check: Check, cases: Sequence[Case], names: Sequence[str]) -> d
                 if worker is not None and isinstance(error, WorkerLostError):
                     worker.end()
                     worker = None
+            except BaseException:
+                # Ctrl-C, a full disk: it would write on into a folder that is being removed.
+                if worker is not None:
+                    worker.end()
+                raise
         if worker is not None:
             worker.end()
     return caches
@@ -130,13 +143,14 @@ def _make_caches(check: Check, cases: Sequence[Case], names: Sequence[str]) -> d
 def _prepare(check: Check, session: Session) -> None:
     todo = [case for case in check.cases if case.can_run]
     check.display.phase("preparing", len(todo))
-    session.prepare(todo, lambda case: check.display.step(case.label))
-    seen = kernels.coverage(session.kernels[BASE], session.kernels[HEAD])
-    if seen.compared or seen.not_inspected:
-        reasons = f" ({'; '.join(seen.reasons)})" if seen.not_inspected else ""
-        check.notes.append(
-            f"Numba kernels: the machine code of {seen.compared} was compared, {seen.not_inspected} not{reasons}"
-        )
+    session.prepare(todo, lambda case: check.display.step(case.label), deadline=check.deadline)
+    # By benchmark, as they are compared: one that another benchmark was the first to call on the other side is not.
+    seen = [kernels.coverage(case.kernels.get(BASE, []), case.kernels.get(HEAD, [])) for case in todo]
+    compared, not_inspected = sum(one.compared for one in seen), sum(one.not_inspected for one in seen)
+    if compared or not_inspected:
+        why = sorted({reason for one in seen for reason in one.reasons})
+        reasons = f" ({'; '.join(why)})" if not_inspected else ""
+        check.notes.append(f"Numba kernels: the machine code of {compared} was compared, {not_inspected} not{reasons}")
     for case in todo:
         if case.kernels:
             changes = kernels.compare_kernels(case.kernels.get(BASE, []), case.kernels.get(HEAD, []), case.label)
@@ -154,35 +168,55 @@ def _add_sentinels(check: Check, session: Session, caches: dict[tuple[str, str],
         case.sides = (BASE, TWIN)
         case.seconds = original.seconds
     caches.update(_make_caches(check, check.sentinels, (TWIN,)))
-    session.prepare([case for case in check.sentinels if case.can_run], lambda case: None)
+    todo = [case for case in check.sentinels if case.can_run]
+    session.prepare(todo, lambda case: None, deadline=check.deadline)
 
 
 def _fit_budget(check: Check, session: Session) -> None:
-    """Leave out, dearest first, what cannot be screened in time: an answer for most beats none for all."""
-    running = sorted((case for case in check.cases if case.can_run), key=lambda case: case.seconds)
-    available = _SCREENING_SHARE * (check.deadline - time.monotonic())
-    fixed = decide.SCREEN_ROUNDS * (session.import_seconds + sum(case.seconds for case in check.sentinels))
-    needed = fixed + sum(decide.SCREEN_ROUNDS * case.seconds for case in running)
-    whole = needed / _SCREENING_SHARE + (time.monotonic() - check.measuring_since)
-    used = fixed
-    for case in running:
-        used += decide.SCREEN_ROUNDS * case.seconds
-        if used > available:
-            check.left_out[case.key] = (
-                f"not reached: the budget of {duration(check.settings.budget)} was too small;"
-                f" all of it would take about {duration(whole)} (--budget), or choose with -b"
-            )
+    """Leave out, dearest first, what cannot be screened in time: an answer for most beats none for all.
+
+    A preparation compiles and calibrates, so that it costs more than a round: the first round tells by how much.
+    """
+    running = [case for case in check.cases if case.can_run]
+    paces = [case.seconds / case.prepared_seconds for case in running if case.rounds and case.prepared_seconds]
+    pace = statistics.median(paces) if paces else 1.0
+
+    def cost(case: Case) -> float:
+        one = case.seconds if case.rounds else pace * case.prepared_seconds
+        return max(0, decide.SCREEN_ROUNDS - len(case.rounds)) * one
+
+    now = time.monotonic()
+    prepared = sorted((case for case in running if case.prepared_seconds), key=cost)
+    used = decide.SCREEN_ROUNDS * (session.import_seconds + sum(case.seconds for case in check.sentinels))
+    scale = len(running) / max(1, len(prepared))
+    whole = scale * ((used + sum(map(cost, prepared))) / _SCREENING_SHARE + now - check.measuring_since)
+    reason = (
+        f"not reached: the budget of {duration(check.settings.budget)} was too small;"
+        f" all of it would take about {duration(whole)} (--budget), or choose with -b"
+    )
+    check.left_out = {case.key: reason for case in running if not case.prepared_seconds}
+    for case in prepared:
+        used += cost(case)
+        if used > _SCREENING_SHARE * (check.deadline - now):
+            check.left_out[case.key] = reason
 
 
 def _screen(check: Check, session: Session) -> None:
-    cases = [case for case in check.cases if case.can_run and case.key not in check.left_out]
-    check.display.phase("screening", decide.SCREEN_ROUNDS * (len(cases) + len(check.sentinels)))
-    for _ in range(decide.SCREEN_ROUNDS):
-        open_ = [case for case in [*cases, *check.sentinels] if case.can_run and case.key not in check.verdicts]
-        if not open_ or time.monotonic() >= check.deadline:
-            break
+    def waiting() -> list[Case]:
+        every = [case for case in [*check.cases, *check.sentinels] if case.can_run and case.key not in check.left_out]
+        return [c for c in every if c.key not in check.verdicts and len(c.rounds) < decide.SCREEN_ROUNDS]
+
+    _fit_budget(check, session)
+    check.display.phase("screening", decide.SCREEN_ROUNDS * len(waiting()))
+    first = True
+    while (open_ := waiting()) and time.monotonic() < check.deadline:
         session.run_round(open_, lambda case: check.display.step(case.label), deadline=check.deadline)
         _settle_exact(check, open_)
+        if first and check.left_out:
+            _fit_budget(check, session)
+            check.display.phase("screening", sum(decide.SCREEN_ROUNDS - len(case.rounds) for case in waiting()))
+        first = False
+    cases = [case for case in check.cases if case.can_run and case.key not in check.left_out]
     for case in cases:
         if not check.is_open(case) or not case.rounds:
             continue

@@ -25,6 +25,10 @@ _ROWS = 300
 """Resampled courses of one benchmark for what it could have seen."""
 
 
+NEVER = np.full(_ROWS, np.inf)
+"""The shifts that a benchmark without rounds would have needed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Noise:
     """The noise of one benchmark: deviations of its log ratios from their centre."""
@@ -135,6 +139,11 @@ def detectable(shifts: Array) -> float | None:
 
 def summarize(red: int, simulations: int, shifts: Sequence[Array]) -> ErrorRates:
     """Error rates of the whole check; see `ErrorRates`."""
-    bound = stats.beta.ppf(0.95, red + 1, simulations - red) if red < simulations else 1.0
+    bound = upper_bound(red, simulations)
     found = detectable(np.concatenate(shifts)) if shifts else None
-    return ErrorRates(red / simulations, float(bound), simulations, found)
+    return ErrorRates(red / simulations, bound, simulations, found)
+
+
+def upper_bound(events: int, trials: int) -> float:
+    """Upper end of the one-sided 95 % interval of a probability (Clopper, Pearson, Biometrika 26, 1934)."""
+    return float(stats.beta.ppf(0.95, events + 1, trials - events)) if events < trials else 1.0

@@ -236,7 +236,7 @@ def parallel(report: Report) -> Iterator[Sentence]:
     """The benchmarks of several threads, which are a class of their own."""
     chosen = [comparison for comparison in report.comparisons if comparison.kind == results.PARALLEL]
     if chosen:
-        yield (f"{len(chosen):,} of them parallel (several threads, noisier, judged apart): {_tally(chosen)}.",)
+        yield (f"{len(chosen):,} of them parallel (several threads, noisier): {_tally(chosen)}.",)
 
 
 def sentinel(control: Sentinel | None) -> Iterator[Sentence]:

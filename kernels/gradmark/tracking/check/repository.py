@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -195,6 +196,8 @@ def check_out(project: Project, revision: Revision, folder: Path) -> None:
         git refuses, or the disk is full.
     """
     git(project.root, "clone", "--quiet", "--shared", "--no-checkout", str(project.root), str(folder))
+    if _try_git(folder, "cat-file", "-e", f"{revision.commit}^{{tree}}") is None:
+        _share_objects(project, folder)
     git(folder, "-c", "advice.detachedHead=false", "checkout", "--quiet", "--detach", revision.commit)
     if (folder / ".gitmodules").is_file():
         # As asv does; addresses relative to the repository are those of the repository's own origin.
@@ -202,6 +205,17 @@ def check_out(project: Project, revision: Revision, folder: Path) -> None:
         if origin is not None:
             git(folder, "remote", "set-url", "origin", origin)
         git(folder, "submodule", "update", "--quiet", "--init", "--recursive")
+
+
+def _share_objects(project: Project, folder: Path) -> None:
+    """What --shared does; git does not do it for a shallow clone, and then copies only what branches and tags reach."""
+    objects, shallow = (
+        project.root / git(project.root, "rev-parse", "--git-path", name) for name in ("objects", "shallow")
+    )
+    with (folder / ".git/objects/info/alternates").open("a", encoding="utf-8") as alternates:
+        alternates.write(f"{objects}\n")
+    if shallow.is_file():
+        shutil.copyfile(shallow, folder / ".git/shallow")
 
 
 def _shallow_hint(project: Project) -> str:

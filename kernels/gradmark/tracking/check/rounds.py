@@ -55,8 +55,6 @@ class Round:
 
     first: list[float]
     second: list[float]
-    cpu_first: list[float] = field(default_factory=list)
-    cpu_second: list[float] = field(default_factory=list)
 
     @property
     def log_ratio(self) -> float:
@@ -90,8 +88,8 @@ class Case:
         Calls of a sample, samples of a burst; frozen after the preparation, the same for both sides.
     burst_seconds : float
         What a burst of the slower side takes.
-    seconds : float
-        What a round of it costs.
+    prepared_seconds, seconds : float
+        What its preparation cost, 0 where there was no time for it; and what a round of it costs.
     failure : tuple or None
         Side and error. No more rounds then.
     skipped : dict
@@ -108,6 +106,7 @@ class Case:
     number: int = 0
     samples: int = 0
     burst_seconds: float = 0.0
+    prepared_seconds: float = 0.0
     seconds: float = 0.0
     rounds: list[Round] = field(default_factory=list)
     failure: tuple[str, str] | None = None
@@ -201,6 +200,8 @@ class Session:
     def prepare(self, cases: Sequence[Case], tick: Callable[[Case], None], *, deadline: float = math.inf) -> None:
         """Run each case once on both sides, where it compiles; find its class, and how many calls make a burst."""
         self._each(cases, self._prepare, tick, deadline)
+        for case in cases:
+            case.prepared_seconds = case.seconds
 
     def run_round(self, cases: Sequence[Case], tick: Callable[[Case], None], *, deadline: float = math.inf) -> None:
         """Measure each case once, in random order."""
@@ -258,6 +259,10 @@ class Session:
         self._draw.shuffle(missing)
         for name in missing:
             workers[name] = Worker(self._sides[name], self._suite, seed=seed)
+        if self._fresh_processes:
+            # A process that has looked at CUDA cannot be forked: the child itself imports what its benchmark needs.
+            return
+        for name in missing:
             workers[name].start_import()
         for name in missing:
             workers[name].finish_import()
@@ -286,9 +291,13 @@ class Session:
                 workers.pop(error.side).end()
                 opened.pop(error.side, None)
         finally:
-            for one in opened.values():
-                with contextlib.suppress(WorkerLostError):
+            for name, one in opened.items():
+                try:
                     one.kill()
+                except WorkerLostError:
+                    # What it says later must not be taken for the reply to the next benchmark.
+                    if name in workers:
+                        workers.pop(name).end()
 
     def _open(self, case: Case, workers: dict[str, Worker], opened: dict[str, Opened]) -> None:
         """Set the benchmark up on both sides, at the same time: nothing is timed meanwhile."""
@@ -348,7 +357,9 @@ def _calibrate(case: Case, opened: dict[str, Opened]) -> None:
     number, samples = fixed or 1, 1
     quickest = math.inf
     for _ in range(40):
+        began = time.monotonic()
         each = [_burst(one, number, samples, 0)["seconds"] for one in opened.values()]
+        sample_seconds = (time.monotonic() - began) / (samples * len(each))
         quickest = min(each)
         if quickest * number * samples >= BURST_SECONDS:
             break
@@ -356,8 +367,10 @@ def _calibrate(case: Case, opened: dict[str, Opened]) -> None:
         wanted = math.ceil(1.1 * BURST_SECONDS / max(quickest, 1e-9))
         calls = max(calls + 1, min(10 * calls, wanted))
         if single:
-            samples = max(1, math.ceil(calls / number))
-            if samples >= _MOST_SAMPLES:
+            wanted_samples = max(1, math.ceil(calls / number))
+            most = min(_MOST_SAMPLES, max(1, int(_LONGEST_WITH_SETUP / sample_seconds)))
+            samples = max(samples, min(wanted_samples, most))
+            if wanted_samples >= most:
                 break
         else:
             number = calls
@@ -369,6 +382,9 @@ def _calibrate(case: Case, opened: dict[str, Opened]) -> None:
 
 _MOST_SAMPLES = 200
 """A sample of a benchmark with setup costs a setup, which is not timed but takes time."""
+
+_LONGEST_WITH_SETUP = 50 * BURST_SECONDS
+"""Of a burst with its setups: one of 0.5 s before each of 200 samples would be longer than asv's timeout."""
 
 
 def _class_of(bursts: Sequence[dict[str, Any]]) -> tuple[str, bool]:
@@ -384,20 +400,17 @@ def _class_of(bursts: Sequence[dict[str, Any]]) -> tuple[str, bool]:
 
 def _measure(case: Case, opened: dict[str, Opened], draw: random.Random) -> None:
     values: dict[str, list[float]] = {name: [] for name in case.sides}
-    cpu: dict[str, list[float]] = {name: [] for name in case.sides}
     for name, core in _schedule(case, draw):
         if core is not None:
             opened[name].move_to(core)
         if case.is_timing:
             warm = min(case.number, 1) if case.number * case.samples > 1 else 0
-            burst = _burst(opened[name], case.number, case.samples, warm)
-            values[name].append(burst["seconds"])
-            cpu[name].append(burst["seconds"] * (burst["cpu"] or 1.0))
+            values[name].append(_burst(opened[name], case.number, case.samples, warm)["seconds"])
         else:
             value = opened[name].ask({"do": "value"}, "value")["value"]
             values[name].append(math.nan if value is None else float(value))
     first, second = case.sides
-    case.rounds.append(Round(values[first], values[second], cpu[first], cpu[second]))
+    case.rounds.append(Round(values[first], values[second]))
 
 
 def _schedule(case: Case, draw: random.Random) -> list[tuple[str, int | None]]:

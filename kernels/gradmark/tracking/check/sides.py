@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -130,7 +129,8 @@ def prepare(
     notes += builders[BASE].notes
     apart = _differing_requirements(sides[BASE].conf, sides[HEAD].conf)
     if apart and builders[BASE].environment is None:
-        notes.append(f"the sides' requirements differ ({apart}), and are ignored: -E existing was asked for")
+        why = "-E existing was asked for" if env_spec else "-E existing is what asv.conf.json asks for"
+        notes.append(f"the sides' requirements differ ({apart}), and are ignored: {why}")
     elif apart:
         notes.append(f"the sides' requirements differ ({apart}): each has an environment of its own")
         builders[HEAD] = _builder(project, sides[HEAD].conf, env_spec, "-head", tell)
@@ -179,8 +179,9 @@ def _twin(base: Side, folder: Path) -> Side:
 
 
 def _builder(project: Project, conf: Any, spec: str | None, suffix: str, tell: Callable[[str], None]) -> _Builder:
-    if spec is not None and spec.split(":", 1)[0] == "existing":
-        return _Builder(conf, _existing_python(spec), None)
+    asked = spec or conf.environment_type or ""
+    if asked.split(":", 1)[0] == "existing":
+        return _Builder(conf, _existing_python(asked), None)
     environment, notes = _asv_environment(project, conf, spec, suffix)
     tell(f"environment {environment.name}: created if it is not there yet")
     try:
@@ -258,7 +259,7 @@ class _Builder:
         cache = _WheelCache(self.environment, side, folder)
         ready = cache.find()
         if ready is not None:
-            return ready
+            return cache.keep(ready)
         target = cache.create()
         build_dir = side.tree / (side.conf.repo_subdir or "")
         commands = side.conf.build_command or _DEFAULT_BUILD
@@ -280,8 +281,9 @@ class _Builder:
             raise NotMeasurableError(
                 f"the build command of asv.conf.json must leave one wheel in {{build_cache_dir}}; it left: {found}"
             )
+        kept = cache.keep(wheels[0])
         cache.finalize()
-        return wheels[0]
+        return kept
 
     def install(self, side: Side, wheel: Path) -> None:
         """Unpack the wheel into the side's folder, and its dependencies into the environment where asv would."""
@@ -294,6 +296,8 @@ class _Builder:
             # What an earlier `asv run` has installed there must not fill in for a module that a side has deleted.
             command = [self.python, "-m", "pip", "uninstall", "--quiet", "--yes", self.conf.project]
             self._run(command, side.home, "uninstalling failed", any_code=True)
+            # Else the next `asv run` of the commit that was there believes that it still is.
+            self.environment._set_installed_commit_hash(None)
         command = [self.python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
         self._run([*command, "--target", str(side.site), str(wheel)], side.home, f"installing the {side.name} failed")
         side.python = self.python
@@ -369,6 +373,13 @@ class _WheelCache:
         self._own.mkdir()
         return self._own
 
+    def keep(self, wheel: Path) -> Path:
+        """The wheel in a folder of this check: asv's cache may drop it as soon as the other side's is there."""
+        if wheel.parent == self._own:
+            return wheel
+        self._own.mkdir(exist_ok=True)
+        return Path(shutil.copy2(wheel, self._own))
+
     def finalize(self) -> None:
         if self._asv is not None:
             self._asv.finalize_cache_dir(self._key)
@@ -415,9 +426,12 @@ def _minor_version(python: str) -> str:
 
 def _requires(wheel: Path) -> tuple[str, ...]:
     """What the wheel itself depends on, without extras."""
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        metadata = Parser().parsestr(archive.read(name).decode("utf-8"))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+            metadata = Parser().parsestr(archive.read(name).decode("utf-8"))
+    except (zipfile.BadZipFile, StopIteration) as error:
+        raise NotMeasurableError(f"the build made {wheel.name}, which is no wheel: {error}") from error
     return tuple(sorted(need for need in metadata.get_all("Requires-Dist", []) if "extra ==" not in need))
 
 
@@ -432,14 +446,3 @@ def _top_level(wheel: Path) -> tuple[str, ...]:
 def _tail(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return "\n".join(lines[-_ERROR_LINES:])
-
-
-def versions(side: Side) -> dict[str, str]:
-    """Name and version of what is installed in the side's environment."""
-    code = (
-        "import importlib.metadata as m, json;"
-        "print(json.dumps({d.metadata['Name']: d.version for d in m.distributions() if d.metadata['Name']}))"
-    )
-    done = subprocess.run([side.python, "-I", "-c", code], capture_output=True, text=True)
-    found: dict[str, str] = json.loads(done.stdout) if done.returncode == 0 else {}
-    return found

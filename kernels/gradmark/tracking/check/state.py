@@ -101,9 +101,14 @@ class Check:
                 "sides": list(case.sides),
                 "number": case.number,
                 "samples": case.samples,
-                "screening": [[r.first, r.second] for r in (case.rounds if screening is None else screening)],
-                "confirming": [[r.first, r.second] for r in case.rounds] if screening is not None else [],
+                "screening": [_bursts(one) for one in (case.rounds if screening is None else screening)],
+                "confirming": [_bursts(one) for one in case.rounds] if screening is not None else [],
             }
+
+
+def _bursts(one: Round) -> list[list[float | None]]:
+    """Of both sides; None where a benchmark gave no number, for which JSON has none."""
+    return [[value if math.isfinite(value) else None for value in side] for side in (one.first, one.second)]
 
 
 def duration(seconds: float) -> str:

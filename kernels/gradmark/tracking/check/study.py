@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from gradmark.tracking.check import decide, engine, error_rates, repository, study_foreign, study_project
 from gradmark.tracking.check.decide import Array
@@ -113,7 +112,7 @@ def identical(
     return {
         "checks": checks,
         "real": {"checks": len(checks), "red": sum(one["slower"] > 0 for one in checks)},
-        "simulated": {"checks": total, "red": red, "red_at_most": _bound(red, total)},
+        "simulated": {"checks": total, "red": red, "red_at_most": error_rates.upper_bound(red, total)},
         "benchmarks": pools.describe(),
     }
 
@@ -276,7 +275,13 @@ def run_check(
     project = repository.find_project(folder)
     settings = Settings(patterns=tuple(patterns), env_spec=env_spec, seed=seed, budget=budget)
     sides = repository.resolve(project, base), repository.resolve(project, head)
-    return engine.run(project, *sides, settings, display)
+    report, check = engine.run(project, *sides, settings, display)
+    if report.interrupted:
+        # A check that was cut short says nothing about errors, and Ctrl-C means the study.
+        raise KeyboardInterrupt
+    if report.aborted:
+        raise NotMeasurableError(report.aborted)
+    return report, check
 
 
 class _Pools:
@@ -346,11 +351,6 @@ def _outcome(report: Report) -> dict[str, Any]:
         "own_false_alarm_bound": rates.false_alarm_bound if rates else None,
         "own_detectable": rates.detectable if rates else None,
     }
-
-
-def _bound(events: int, trials: int) -> float:
-    """Upper end of the one-sided 95 % interval of a probability (Clopper, Pearson, Biometrika 26, 1934)."""
-    return float(stats.beta.ppf(0.95, events + 1, trials - events)) if events < trials else 1.0
 
 
 @contextlib.contextmanager

@@ -69,6 +69,11 @@ def _match_sides(
     check: Check, found: Mapping[str, Sequence[Mapping[str, Any]]], broken: Mapping[str, Mapping[str, str]]
 ) -> None:
     """One case for each benchmark and combination; those of one side alone have failed on the other."""
+    for module in sorted(broken[BASE].keys() & broken[HEAD].keys()):
+        check.notes.append(
+            f"{module} of the suite can be imported on neither side, its benchmarks are missing here:"
+            f" {broken[HEAD][module]}"
+        )
     by_side = {name: _combinations(found[name], check.settings.patterns) for name in (BASE, HEAD)}
     labels = list(dict.fromkeys([*by_side[HEAD], *by_side[BASE]]))
     if not labels:
@@ -132,7 +137,12 @@ def _compare_suites(check: Check, found: Mapping[str, Sequence[Mapping[str, Any]
     finally:
         worker.end()
     ours = {str(facts["name"]): facts for facts in found[other]}
-    check.only_in_base = sorted(set(theirs) - set(ours)) if other == BASE else []
+    chosen = [re.compile(pattern) for pattern in check.settings.patterns]
+    alone = sorted(n for n in set(theirs) - set(ours) if not chosen or any(regex.search(n) for regex in chosen))
+    if other == BASE:
+        check.only_in_base = alone
+    elif alone:
+        check.notes.append(f"only head's own suite has {', '.join(alone[:3])}{' and more' if len(alone) > 3 else ''}")
     changed = sorted(name for name in set(ours) & set(theirs) if ours[name]["version"] != theirs[name]["version"])
     if changed:
         names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")

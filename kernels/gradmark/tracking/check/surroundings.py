@@ -29,7 +29,7 @@ def only_one() -> Iterator[None]:
     with (folder / "check.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             raise NotMeasurableError(
                 f"another check is running ({file.read().strip() or 'of another process'});"
@@ -66,6 +66,8 @@ def _is_abandoned(folder: Path) -> bool:
             return False
         with (folder / _OWNED).open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True  # Half removed. One that is being made has no rival: `only_one` holds its lock before.
     except OSError:
         return False
     return True

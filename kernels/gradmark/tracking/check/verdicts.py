@@ -21,7 +21,7 @@ from gradmark.tracking.check.state import Check, duration
 def report(check: Check) -> Report:
     """What was found so far."""
     rng = np.random.default_rng(check.settings.seed)
-    noise = {case.key: _noise(check, case) for case in check.cases if case.is_timing}
+    noise = {case.key: _noise(check, case) for case in check.cases}
     known = {key: one for key, one in noise.items() if one is not None}
     shifts = {
         # Had it been slow, the screening would have selected it as well.
@@ -38,7 +38,9 @@ def report(check: Check) -> Report:
     rates = None
     if known:
         red, simulations = error_rates.false_alarm(list(known.values()), check.settings.threshold, rng)
-        rates = error_rates.summarize(red, simulations, list(shifts.values()))
+        # One that was hardly measured, or not at all, would not have been found.
+        unseen = sum(case.is_timing and case.can_run and case.key not in known for case in check.cases)
+        rates = error_rates.summarize(red, simulations, [*shifts.values(), *[error_rates.NEVER] * unseen])
     comparisons = tuple(_comparison(check, case, shifts.get(case.key)) for case in check.cases)
     return Report(
         project=str(check.sides[HEAD].conf.project),

@@ -46,6 +46,7 @@ _FOR_A_CHILD = ("burst", "value", "kernels", "close")
 def main() -> None:
     """Serve commands until the controller closes its end or is gone."""
     commands, replies, root = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    _leave_our_folder()
     _die_with_parent()
     channel = _Channel(commands, replies)
     suite = _Suite(root)
@@ -66,6 +67,12 @@ def main() -> None:
             pass  # It died before it could read this; the controller has been told so.
         else:
             channel.send({"error": f"unknown command {action!r}"})
+
+
+def _leave_our_folder() -> None:
+    """Python puts a script's folder first on the path: `import markdown` would find ours, not the project's."""
+    here = os.path.realpath(Path(__file__).parent)
+    sys.path[:] = [place for place in sys.path if os.path.realpath(place) != here]
 
 
 class _Channel:
@@ -249,10 +256,8 @@ class _Opened:
         """Call `samples` times `number` calls, and say what they took per call.
 
         `cpu` is the CPU time of all threads over the wall time of the same calls: 1 for serial work, above for
-        parallel. `switches` counts how often the kernel took the core away meanwhile.
+        parallel.
         """
-        import resource
-
         if self._timer is None:
             self._timer = self._make_timer(number)
         timer, device = self._timer, _cuda()
@@ -260,7 +265,6 @@ class _Opened:
             self._freshen()
             timer.timeit(warm)
         seconds = wall = cpu = 0.0
-        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         for _ in range(samples):
             self._freshen()
             if device is not None:
@@ -270,11 +274,9 @@ class _Opened:
             seconds += timer.timeit(number)
             wall += time.perf_counter() - began
             cpu += time.process_time() - before
-        switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - switches
         return {
             "seconds": seconds / (number * samples),
             "cpu": cpu / wall if wall else None,
-            "switches": switches,
             "device": device is not None,
         }
 

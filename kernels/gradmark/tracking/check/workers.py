@@ -164,7 +164,11 @@ class Worker:
                 raise WorkerLostError(self.side.name, self._last_words())
             self._pending += data
         line, _, self._pending = self._pending.partition(b"\n")
-        reply: dict[str, Any] = json.loads(line)
+        try:
+            reply: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            # A process that was killed while it wrote.
+            raise WorkerLostError(self.side.name, "the worker process sent half a reply") from error
         return reply
 
     def _last_words(self) -> str:
@@ -188,7 +192,10 @@ class Opened:
         self._pid = 0
         self._core: int | None = None
         self._ended = False
-        self._pid = int(self._reply()["pid"])
+        reply = self._reply()
+        if "pid" not in reply:
+            raise WorkerLostError(self._side, f"unexpected reply of the worker: {sorted(reply)}")
+        self._pid = int(reply["pid"])
         worker._children.add(self._pid)
 
     def expect(self, key: str) -> dict[str, Any]:
