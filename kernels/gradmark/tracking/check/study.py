@@ -171,7 +171,7 @@ def whole(folder: Path, base: str, head: str, display: Display) -> dict[str, Any
 
 def foreign(display: Display) -> dict[str, Any]:
     """Suites that are not ours, built from their source distributions in the environments that asv makes for them."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in _FOREIGN:
         suite = study_foreign.SUITES[name]
         with tempfile.TemporaryDirectory(prefix="gradmark-study-") as parent:

@@ -91,8 +91,8 @@ def _match_sides(
         check.benchmarks[case.name] = case.facts
         if len(has) == 1:
             missing = HEAD if has[0] == BASE else BASE
-            module = next((m for m in broken[missing] if _in_module(case.name, m)), None)
-            why = f"{module} cannot be imported: {broken[missing][module]}" if module else "its suite does not have it"
+            absent = next((m for m in broken[missing] if _in_module(case.name, m)), None)
+            why = f"{absent} cannot be imported: {broken[missing][absent]}" if absent else "its suite does not have it"
             case.failure = (missing, why)
         elif by_side[BASE][label][1] != index:
             # The position differs because a parameter list depends on the installed side.
