@@ -209,3 +209,21 @@ def test_the_key_changes_with_any_kernel_source(tmp_path, monkeypatch):
         after = compile_cache.source_hash.__wrapped__()
         assert after != before
         before = after
+
+
+def test_processes_that_compile_at_the_same_time_do_not_swap_their_kernels(monkeypatch, tmp_path):
+    # Two processes, each with one signature of a kernel: both look into the empty cache before either writes.
+    monkeypatch.setenv("GRADMARK_CACHE_DIR", str(tmp_path))
+
+    def body(x):
+        return x * x
+
+    load = numba.core.caching.IndexDataCacheFile._load_index
+    monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "_load_index", lambda cache: {})
+    for kind in (numba.int64, numba.float64):
+        compile_cache.jit(body, kind(kind), name="of-this-test")
+    monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "_load_index", load)
+    loaded = [compile_cache.jit(body, kind(kind), name="of-this-test") for kind in (numba.int64, numba.float64)]
+    assert [sum(one.stats.cache_hits.values()) for one in loaded] == [1, 1]
+    assert loaded[0](3) == 9
+    assert loaded[1](1.5) == 2.25

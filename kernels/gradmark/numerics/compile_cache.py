@@ -21,6 +21,7 @@ from typing import Any
 import numba
 import platformdirs
 from numba.core import caching
+from numba.core.registry import cpu_target
 
 _KEPT_VERSIONS = 8
 
@@ -40,7 +41,7 @@ def jit(function: Callable[..., Any], signature: Any, *, name: str, parallel: bo
         Whether Numba parallelizes its `prange` loops.
     """
     dispatcher = numba.njit(nogil=True, error_model="numpy", parallel=parallel)(function)
-    dispatcher._cache = _KernelCache(function, name)
+    dispatcher._cache = _KernelCache(function, name, signature)
     dispatcher.compile(signature)
     dispatcher.disable_compile()
     compiled: Callable[..., Any] = dispatcher
@@ -92,15 +93,22 @@ class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
     """Numba's cache of one function, under a name of ours instead of its closure's pickle.
 
     A closure over compiled functions pickles differently in every process, so that Numba would never hit.
+
+    Each signature has an index file of its own. In an index of several, two processes that compile at the same time
+    give the same data file to two signatures, and the next process runs the machine code of the wrong one. It
+    happened: a float32 batch norm was off by 10^7 ULP until the folder was deleted.
     """
 
     _impl_class = _KernelImpl
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, signature: Any) -> None:
         super().__init__(function)
         self._kernel = name
+        # The processor too: a home folder may be shared by several machines.
+        codegen = cpu_target.target_context.codegen()
+        digest = hashlib.sha256(repr((signature, codegen.magic_tuple())).encode()).hexdigest()[:16]
         self._cache_file = caching.IndexDataCacheFile(
-            cache_path=str(folder()), filename_base=f"{name}.py{_python_tag()}", source_stamp=source_hash()
+            cache_path=str(folder()), filename_base=f"{name}-{digest}.py{_python_tag()}", source_stamp=source_hash()
         )
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
