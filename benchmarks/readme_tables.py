@@ -142,6 +142,8 @@ def _study(record: dict[str, Any]) -> Iterator[str]:
     if missed:
         yield f"\nSerial benchmarks whose +5 % was not found, each with the slowdown it can see: {missed}."
     yield from _foreign(parts.get("foreign", {}))
+    measured = (f"{name} at {part['measured']['commit'][:10]}" for name, part in parts.items())
+    yield f"\nEach part was measured by a command of its own: {', '.join(measured)}."
 
 
 def _foreign(part: dict[str, Any]) -> Iterator[str]:
