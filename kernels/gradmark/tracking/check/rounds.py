@@ -66,9 +66,9 @@ class Round:
 def typical(bursts: Sequence[float]) -> float:
     """One value for the bursts of one process: the mean of the fastest third.
 
-    Whatever else runs on the machine can only add to a burst, and one of the cores may be slow altogether. Beside a
-    busy process the log ratio of a round had a standard deviation of 7.5 % with the median of the bursts, 2.2 % with
-    the smallest and 2.0 % with this (the median over 15 benchmarks).
+    Whatever else runs on the machine can only add to a burst, and one of the cores may be slow altogether: the median
+    of the bursts follows the neighbours, the smallest alone is the luck of one burst. `gradmark check --rounds FILE`
+    keeps every burst, to compare this with another choice.
     """
     ordered = sorted(bursts)
     return statistics.fmean(ordered[: (len(ordered) + 2) // 3])
@@ -418,7 +418,7 @@ def _schedule(case: Case, draw: random.Random) -> list[tuple[str, int | None]]:
 
     ABBA or BAAB at random, so that neither a drift nor an order favours a side. What one thread computes runs on the
     same core on both sides, on each core in turn: left to itself a process stays where it is, and two virtual cores
-    differ by whatever their hosts do. Measured: the side on the busier one looked 20 to 50 % slower for a whole round.
+    differ by whatever their hosts do, so that the side on the busier one looks slower for a whole round.
     """
     a, b = draw.sample(case.sides, 2)
     if not case.is_timing or case.burst_seconds > _VERY_LONG_BURST:
