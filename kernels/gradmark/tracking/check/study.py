@@ -195,7 +195,7 @@ _FOREIGN_BUDGET = 240.0
 
 
 def _fetch(name: str, version: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--no-binary", name, "--dest", str(folder), f"{name}=={version}"]
     done = subprocess.run(command, capture_output=True, text=True)
     found = list(folder.glob("*.tar.gz"))
