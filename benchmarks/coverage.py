@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from . import activations, initializers, stabilizers
+from . import activations, gated, initializers, rowwise, stabilizers
 from ._cases import timed_passes
 from ._worktree import catalog
 
@@ -22,7 +22,7 @@ def untimed(operations: Mapping[str, Any], classes: Mapping[str, type]) -> list[
 
 _CLASSES = {
     f"{module.__name__}.{name}": cls
-    for module in (activations, initializers, stabilizers)
+    for module in (activations, gated, rowwise, initializers, stabilizers)
     for name, cls in module.CLASSES.items()
 }
 _MISSING = untimed(catalog.OPERATIONS, _CLASSES)

@@ -1,4 +1,5 @@
-"""The tables of README.md, from the result files of `gradmark verify --json` and `gradmark choose --json`.
+"""The tables of README.md, from the result files of `gradmark verify`, `choose` and `check --study`, and of
+`python -m benchmarks.accuracy` and `python -m benchmarks.peers`.
 
 cog calls `tables`. A table whose file is missing says so; no figure comes from anywhere else.
 """
@@ -14,6 +15,11 @@ EVIDENCE = Path(__file__).parent / "evidence"
 
 _SCHEMA = 1
 
+_NOT_YET = "not yet measured"
+
+_COMMANDS = {"accuracy": "python -m benchmarks.accuracy", "peers": "python -m benchmarks.peers"}
+"""What writes a result file where it is not `gradmark` and the file's kind."""
+
 
 def tables(folder: Path = EVIDENCE) -> str:
     """All tables, in Markdown.
@@ -21,7 +27,7 @@ def tables(folder: Path = EVIDENCE) -> str:
     Parameters
     ----------
     folder : Path
-        Holds verify*.json and choose*.json.
+        Holds verify*.json, accuracy*.json, choose*.json, peers*.json and check-study*.json.
 
     Raises
     ------
@@ -30,7 +36,9 @@ def tables(folder: Path = EVIDENCE) -> str:
     """
     sections = (
         *_section("Accuracy: worst error in ULP", folder, "verify", _accuracy),
+        *_section("Accuracy of the activations on every input", folder, "accuracy", _sweep),
         *_section("Speed: the fastest backend", folder, "choose", _speed),
+        *_section("Speed: beside what you would use instead", folder, "peers", _peers),
         *_section("Pull requests: how often gradmark check errs", folder, "check-study", _study),
     )
     return "\n".join(("", *sections))
@@ -53,7 +61,7 @@ def _read(file: Path, kind: str) -> dict[str, Any]:
     if (record.get("schema"), record.get("kind")) != (_SCHEMA, kind):
         raise ValueError(
             f"{file.name} has schema {record.get('schema')!r} and kind {record.get('kind')!r};"
-            f" expected {_SCHEMA} and {kind!r}: write it with `gradmark {kind} --json`"
+            f" expected {_SCHEMA} and {kind!r}: write it with `{_COMMANDS.get(kind, f'gradmark {kind}')} --json`"
         )
     return record
 
@@ -98,6 +106,153 @@ def _error(check: dict[str, Any] | None) -> str:
         return ""
     text = "not finite" if check["worst"] is None else f"{check['worst']:.3g}"
     return text if check["passed"] else f"**{text}**"
+
+
+def _sweep(record: dict[str, Any]) -> Iterator[str]:
+    """One line an operation and pass, one column a backend and dtype: worst error over the sweep."""
+    entries = record["entries"]
+    columns = [(backend, dtype) for dtype in ("float32", "float64") for backend in ("numpy", "numba")]
+    found = {(entry["operation"], entry["pass"], entry["backend"], entry["dtype"]): entry for entry in entries}
+    operations = list(dict.fromkeys(entry["operation"] for entry in entries))
+    yield from _markdown(
+        ["operation", "pass", "allowed", *(f"{backend} {dtype}" for backend, dtype in columns)],
+        (
+            [operation, which, _allowed(found, operation, which), *texts]
+            for operation in operations
+            for which in ("forward", "backward")
+            for texts in [[_worst(found.get((operation, which, *column))) for column in columns]]
+        ),
+    )
+    missed = [entry for entry in entries if not entry["passed"]]
+    everything = [e for e in entries if e["exhaustive"]]
+    others = [entry for entry in entries if not entry["exhaustive"]]
+    yield (
+        "\nIn ULP of the result; backward in ULP of max(|dx|, |g|/64); below the smallest normal number in ULP of that."
+        f" {len(missed)} of {len(entries)} beyond what is allowed (in bold)."
+    )
+    if everything:
+        yield (
+            f"\n{_counted(len(everything), 'entry', 'entries')} (float32, forward, *) met all 2³² inputs at the usual"
+            f" parameters, and others at each further one. The reference is float64, with an error of at most"
+            f" {max(entry['reference_error'] for entry in everything):.1g} ULP."
+        )
+    if others:
+        yield (
+            f"\nThe others met {min(entry['points'] for entry in others):.2g} points and more: bit patterns of all"
+            " binades, [-40, 40], where results become subnormal, and around 0, kinks and zeros of the derivative."
+        )
+    yield from _commits(entries)
+
+
+def _allowed(found: dict[Any, dict[str, Any]], operation: str, which: str) -> str:
+    bars = {entry["allowed"] for key, entry in found.items() if key[:2] == (operation, which)}
+    return ", ".join(f"{bar:g}" for bar in sorted(bars))
+
+
+def _worst(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return _NOT_YET
+    text = "not finite" if entry["worst"] is None else f"{entry['worst']:.3g}"
+    others = [f"{count} wrong {name}" for name, count in entry["disagreements"].items() if count and name != "inf"]
+    text = "; ".join([text + ("*" if entry["exhaustive"] else ""), *others])
+    return text if entry["passed"] else f"**{text}**"
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+def _commits(entries: Iterable[dict[str, Any]]) -> Iterator[str]:
+    commits = dict.fromkeys(
+        (entry["measured"]["commit"] or "no commit")[:10]
+        + (" with uncommitted changes" if entry["measured"]["uncommitted"] else "")
+        for entry in entries
+    )
+    yield f"\nMeasured at {', '.join(commits)}."
+
+
+def _peers(record: dict[str, Any]) -> Iterator[str]:
+    """The bars, then every cell against the fastest peer, then what else was missed."""
+    threads = ", ".join(f"{name} {count}" for name, count in record["threads"].items())
+    libraries = ", ".join(f"{name} {version}" for name, version in record["libraries"].items())
+    yield f"Threads: {threads}. {libraries}.\n"
+    yield from _markdown(
+        ["bar", "at least", "held", "worst", "geometric mean", ""],
+        (
+            [
+                bar["bar"],
+                f"{bar['least']:.3g}",
+                f"{bar['held']} of {bar['compared']}" if bar["compared"] else _NOT_YET,
+                _number(bar["worst"]),
+                _number(bar["geometric_mean"]),
+                _met(bar),
+            ]
+            for bar in record["summary"]
+        ),
+    )
+    if record["call_seconds"] is not None:
+        yield f"\nOne call of a Numba kernel on one number takes {1e6 * record['call_seconds']:.2g} µs."
+    yield (
+        "\nTimes the time of gradmark's Numba backend that the fastest peer takes, and which it is; in bold where the"
+        " peer wins. Peers: naive NumPy, torch eager, torch.compile, numexpr, JAX, SciPy; everybody allocates its"
+        " result.\n"
+    )
+    yield from _against_the_fastest(record)
+    for bar in record["summary"][2:]:
+        if bar["losses"]:
+            yield f"\nMissed, {bar['bar']} (the other's time over ours): {'; '.join(map(_loss, bar['losses']))}."
+    for name, reason in record["missing"].items():
+        yield f"\n{name}: not measured ({reason})."
+    yield from _commits(record["entries"])
+
+
+def _met(bar: dict[str, Any]) -> str:
+    if not bar["compared"]:
+        return ""
+    met = bar["geometric_mean"] >= bar["least"] if bar.get("mean_only") else not bar["losses"]
+    return "met" if met else "**missed**"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _against_the_fastest(record: dict[str, Any]) -> Iterator[str]:
+    entries = record["entries"]
+    sizes = sorted({(entry["bytes_moved"], entry["size"]) for entry in entries if entry["elements"]})
+    columns = list(dict.fromkeys(size for _, size in sorted(sizes, key=lambda one: int(one[1][2:]))))
+    cells = {(*_row(entry), entry["size"]): entry for entry in entries}
+    yield from _markdown(
+        ["operation", "pass", "dtype", *columns],
+        (
+            [*row, *(_fastest(cells.get((*row, size))) for size in columns)]
+            for row in dict.fromkeys(_row(entry) for entry in entries if entry["elements"])
+        ),
+    )
+
+
+def _row(entry: dict[str, Any]) -> tuple[str, str, str]:
+    return "+".join(filter(None, (entry["operation"], entry["variant"]))), entry["pass"], entry["dtype"]
+
+
+_PEERS = ("naive NumPy", "torch eager", "torch.compile", "numexpr", "JAX", "SciPy")
+_TIE = 0.98
+"""As in benchmarks/peers/bars.py: cog imports this file alone."""
+
+
+def _fastest(entry: dict[str, Any] | None) -> str:
+    found = [] if entry is None else [(entry["over_numba"][n], n) for n in _PEERS if entry["over_numba"].get(n)]
+    if not found:
+        return ""
+    ratio, name = min(found, key=lambda one: one[0]["median"])
+    text = f"{ratio['median']:.2f} {name}"
+    return f"**{text}**" if ratio["median"] < _TIE else text
+
+
+def _loss(loss: dict[str, Any]) -> str:
+    name = "+".join(filter(None, (loss["operation"], loss["variant"])))
+    ratio = _ratio({"median": loss["ratio"], "low": loss["low"], "high": loss["high"]})
+    return f"{name} {loss['pass']} {loss['size']} {loss['dtype']}: {loss['against']} {ratio}"
 
 
 def _speed(record: dict[str, Any]) -> Iterator[str]:
@@ -174,7 +329,7 @@ def _time(found: dict[str, Any]) -> str:
 
 def _red(part: dict[str, Any] | None) -> str:
     if part is None or "failed" in part:
-        return "not yet measured"
+        return _NOT_YET
     real, simulated = part["real"], part["simulated"]
     return (
         f"{real['red']} of {real['checks']} run; {simulated['red']} of {simulated['checks']} simulated from their"
@@ -184,7 +339,7 @@ def _red(part: dict[str, Any] | None) -> str:
 
 def _found(part: dict[str, Any] | None, kind: str) -> str:
     if part is None or "failed" in part:
-        return "not yet measured"
+        return _NOT_YET
     of_kind = [one for one in part["benchmarks"] if one["kind"] == kind]
     powers = [one["simulated_power"] for one in of_kind if one["simulated_power"] is not None]
     found = f"{part['found'][kind]['slower']} of {part['found'][kind]['benchmarks']} in one check"
@@ -201,21 +356,21 @@ def _missed(part: dict[str, Any] | None) -> str:
 
 def _flagged(found: dict[str, Any] | None) -> str:
     if found is None:
-        return "not yet measured"
+        return _NOT_YET
     faster = f", {found['faster']} faster" if found["faster"] else ""
     return f"{found['slower']} of {found['benchmarks']} flagged as slower{faster}"
 
 
 def _took(part: dict[str, Any] | None) -> str:
     if part is None or "failed" in part:
-        return "not yet measured"
+        return _NOT_YET
     check = part["check"]
     return f"{check['seconds'] / 60:.1f} min, {check['same']} of {check['benchmarks']} settled as the same"
 
 
 def _planted(part: dict[str, Any] | None) -> str:
     if part is None or "failed" in part:
-        return "not yet measured"
+        return _NOT_YET
     names = ", ".join(f"`{one['benchmark']}` ({one['ratio']:.3f})" for one in part["slower"]) or "nothing"
     return f"found: {names}; planted in `{part['planted']}`"
 

@@ -32,7 +32,8 @@ class Arrays:
             values = np.ascontiguousarray(values) if min(values.strides, default=0) < 0 else values
             with_strides = torch.from_numpy(values) if values.flags.writeable else torch.from_numpy(values.copy())
             return with_strides.to(getattr(torch, dtype))
-        return values if values.dtype == dtype else values.astype(dtype)
+        with np.errstate(over="ignore"):  # half precision ends at 65504
+            return values if values.dtype == dtype else values.astype(dtype)
 
 
 def to_numpy(array):

@@ -5,8 +5,10 @@ import functools
 import importlib
 import inspect
 import pickle
+import re
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -19,13 +21,22 @@ from gradmark.catalog import backward_of
 
 ROWS = [pytest.param(row, id=row.name) for row in catalog.ACTIVATIONS]
 LEARNABLE = [pytest.param(row, id=row.name) for row in catalog.ACTIVATIONS if row.learnable]
-PASSES_OF_FAMILY = {"activations": 2, "initializers": 1, "stabilizers": 2}
+SEEDED = [pytest.param(row, id=row.name) for row in catalog.ACTIVATIONS if row.seeded]
+
+
+def required(row):
+    """Values for the parameters that the caller must give."""
+    return {p.name: p.usual for p in row.required}
+
+
+def test_no_two_operations_have_one_name():
+    assert [row.name for row in catalog._ROWS] == list(catalog.OPERATIONS)
 
 
 def public_names():
     for row in catalog.OPERATIONS.values():
         yield row.name
-        if PASSES_OF_FAMILY[row.family] == 2:
+        if row.family != "initializers":
             yield backward_of(row.name)
 
 
@@ -47,9 +58,37 @@ def test_signatures_are_identical(name):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_signatures_are_the_catalogs(row):
-    parameters = inspect.signature(getattr(gradmark.backend("numpy"), row.name)).parameters
-    assert list(parameters) == ["x", *(p.name for p in row.parameters), "out"]
-    assert [parameters[p.name].default for p in row.parameters] == [p.default for p in row.parameters]
+    empty = inspect.Parameter.empty
+    for name, arrays in ((row.name, ["x"]), (backward_of(row.name), ["grad", "x"])):
+        parameters = inspect.signature(getattr(gradmark.backend("numpy"), name)).parameters
+        seed = ["seed"] if row.seeded else []
+        assert list(parameters) == [*arrays, *(p.name for p in row.parameters), *seed, "out"]
+        found = [parameters[p.name].default for p in row.parameters]
+        assert found == [empty if p.default is None else p.default for p in row.parameters]
+        keyword_only = [n for n, p in parameters.items() if p.kind == inspect.Parameter.KEYWORD_ONLY]
+        assert keyword_only == [*seed, "out"]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_docstrings_show_the_row(row):
+    for name in (row.name, backward_of(row.name)):
+        text = getattr(gradmark.backend("numpy"), name).__doc__
+        assert row.source in text
+        assert row.conventions in text
+        assert all(requirement in text for requirement in row.requires)
+        assert ("seed : int, optional" in text) == row.seeded
+        for parameter in row.parameters:
+            assert f"\n{parameter.name} : " in text
+            assert (f"Default: {parameter.default!r}." in text) == (parameter.default is not None)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_hold_together(row):
+    """What the derived tests rely on."""
+    assert row.unmet([p.usual for p in row.parameters]) is None
+    assert all(p.samples for p in row.required)
+    assert row.required == row.parameters[: len(row.required)], "parameters without a default come first"
+    assert len({d.backend + d.operation_pass for d in row.deviations}) == len(row.deviations)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -61,8 +100,8 @@ def test_implementations_stand_in_the_catalogs_order(backend):
     for row in catalog.ACTIVATIONS:
         assert callable(getattr(module, row.name)), f"{backend} lacks {row.name}"
         assert callable(getattr(module, backward_of(row.name))), f"{backend} lacks {backward_of(row.name)}"
-        places.append(max(source.find(f"def {row.name}("), source.find(f"def _{row.name}(")))
-    assert -1 not in places
+        bound = rf"^(?:def {row.name}\(|{row.name}(?:, {backward_of(row.name)})? = )"
+        places.append(re.search(bound, source, re.MULTILINE).start())
     assert places == sorted(places)
 
 
@@ -165,7 +204,7 @@ def backend(request):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_other_types_are_named(row, backend):
-    function = getattr(gradmark.backend(backend), row.name)
+    function = functools.partial(getattr(gradmark.backend(backend), row.name), **required(row))
     wanted = "torch.Tensor" if backend == "torch" else "numpy.ndarray"
     for value in (1.0, [1.0, 2.0], None, "x", np.float32(1.0)):
         with pytest.raises(TypeError, match=rf"x is .*; the {backend} backend takes {wanted}"):
@@ -174,7 +213,7 @@ def test_other_types_are_named(row, backend):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_other_dtypes_list_the_accepted(row, backend):
-    function = getattr(gradmark.backend(backend), row.name)
+    function = functools.partial(getattr(gradmark.backend(backend), row.name), **required(row))
     accepted = ", ".join(DTYPES[backend])
     for dtype in ("int64", "int32", "bool", "complex64", "float16", "bfloat16"):
         if dtype in DTYPES[backend] or (dtype == "bfloat16" and backend != "torch"):
@@ -191,7 +230,7 @@ def test_swapped_bytes_are_no_float32(backend_name):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_gradients_of_another_shape_or_dtype(row, backend):
-    function = getattr(gradmark.backend(backend), backward_of(row.name))
+    function = functools.partial(getattr(gradmark.backend(backend), backward_of(row.name)), **required(row))
     x = array(backend, [[1.0, 2.0, 3.0]])
     with pytest.raises(ValueError, match=r"grad has shape \(3,\), x has shape \(1, 3\)"):
         function(array(backend, [1.0, 2.0, 3.0]), x)
@@ -201,7 +240,7 @@ def test_gradients_of_another_shape_or_dtype(row, backend):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_bad_out(row, backend):
-    function = getattr(gradmark.backend(backend), row.name)
+    function = functools.partial(getattr(gradmark.backend(backend), row.name), **required(row))
     x = array(backend, [1.0, 2.0, 3.0, 4.0])
     with pytest.raises(ValueError, match=r"out has shape \(1,\)"):
         function(x, out=array(backend, [0.0]))
@@ -232,16 +271,97 @@ FIXED = [pytest.param(row, p, id=f"{row.name}-{p.name}") for row in catalog.ACTI
 
 @pytest.mark.parametrize(("row", "parameter"), FIXED)
 def test_bad_parameters(row, parameter, backend):
-    function = getattr(gradmark.backend(backend), row.name)
     x = array(backend, [[1.0, 2.0, 3.0]])
-    for value in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"{parameter.name} must be finite"):
-            function(x, value)
-    with pytest.raises(ValueError, match=f"{parameter.name} must be within"):
-        function(x, 1e300)
-    for value in ("1", None, 1j, True):
-        with pytest.raises(TypeError, match=parameter.name):
-            function(x, value)
+    namespace = gradmark.backend(backend)
+    for function in (
+        functools.partial(getattr(namespace, row.name), x),
+        functools.partial(getattr(namespace, backward_of(row.name)), x, x),
+    ):
+        others = {name: value for name, value in required(row).items() if name != parameter.name}
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=f"{parameter.name} must be finite"):
+                function(**others, **{parameter.name: value})
+        with pytest.raises(ValueError, match=f"{parameter.name} must be within"):
+            function(**others, **{parameter.name: 1e300})
+        for value in ("1", None, 1j, True):
+            with pytest.raises(TypeError, match=parameter.name):
+                function(**others, **{parameter.name: value})
+
+
+def breaking(row, requirement):
+    """Parameter values of which exactly this requirement does not hold: the usual ones, one of them moved."""
+    usual = {p.name: p.usual for p in row.parameters}
+    for name in usual:
+        for value in (0.0, -1.0, 1.0, -1e3, 1e3):
+            values = {**usual, name: value}
+            if row.unmet(values.values()) == requirement:
+                yield values
+
+
+REQUIREMENTS = [
+    pytest.param(row, text, id=f"{row.name}-{text}".replace(" ", ""))
+    for row in catalog.ACTIVATIONS
+    for text in row.requires
+]
+
+
+@pytest.mark.parametrize(("row", "requirement"), REQUIREMENTS)
+def test_what_a_row_requires_is_checked(row, requirement, backend):
+    x = array(backend, [1.0, -2.0, 3.0])
+    namespace = gradmark.backend(backend)
+    cases = list(breaking(row, requirement))
+    assert cases
+    for values in cases:
+        given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        message = re.escape(f"{row.name} requires {requirement}, got ")
+        for call in (
+            functools.partial(getattr(namespace, row.name), x),
+            functools.partial(getattr(namespace, backward_of(row.name)), x, x),
+        ):
+            with pytest.raises(ValueError, match=message) as raised:
+                call(**values)
+            assert given in str(raised.value)
+
+
+@pytest.mark.parametrize("row", [r for r in catalog.ACTIVATIONS if any("> 0" in text for text in r.requires)])
+def test_a_parameter_that_float32_rounds_to_zero_is_not_positive(row, backend):
+    name = row.parameters[0].name
+    function = getattr(gradmark.backend(backend), row.name)
+    with pytest.raises(ValueError, match=f"requires {name} > 0, got {name}=0.0"):
+        function(array(backend, [1.0]), **{name: 1e-60})
+    assert np.isfinite(float(function(array(backend, [1.0], "float64"), **{name: 1e-60})[0]))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_parameters_of_any_real_type(row, backend):
+    """A Fraction, a NumPy scalar and a float of one value give one result."""
+    function = getattr(gradmark.backend(backend), row.name)
+    x = array(backend, [[1.0, -2.0, 0.25]])
+    values = {p.name: 0.5 for p in row.parameters}
+    if row.unmet(values.values()) is not None:
+        pytest.skip("one value for all parameters is not accepted")
+    expected = np.asarray(function(x, **values))
+    for kind in (Fraction, np.float32, np.float64):
+        scalars = {name: kind(value) for name, value in values.items()}
+        if any(p.learnable and kind is not Fraction for p in row.parameters):
+            continue  # a NumPy scalar is an array of shape () there, and must be of the backend's type
+        np.testing.assert_array_equal(np.asarray(function(x, **scalars)), expected)
+
+
+@pytest.mark.parametrize("row", SEEDED)
+def test_bad_seeds(row, backend):
+    x = array(backend, [1.0, -2.0])
+    namespace = gradmark.backend(backend)
+    for call in (
+        functools.partial(getattr(namespace, row.name), x),
+        functools.partial(getattr(namespace, backward_of(row.name)), x, x),
+    ):
+        for seed in (1.0, "1", True, [1], b"1"):
+            with pytest.raises(TypeError, match=r"seed must be an int with 0 <= seed < 2\*\*64"):
+                call(seed=seed)
+        for seed in (-1, 2**64):
+            with pytest.raises(ValueError, match=r"seed must be an int with 0 <= seed < 2\*\*64"):
+                call(seed=seed)
 
 
 @pytest.mark.parametrize("row", LEARNABLE)
@@ -271,3 +391,7 @@ def test_missing_and_surplus_arguments_are_pythons_own_errors():
         gradmark.backend("numpy").gelu()
     with pytest.raises(TypeError, match="unexpected keyword argument 'beta'"):
         gradmark.backend("numpy").gelu(np.ones(2), beta=1)
+    for row in catalog.ACTIVATIONS:
+        if row.required:
+            with pytest.raises(TypeError, match=f"missing .* required positional argument.*{row.required[-1].name}"):
+                getattr(gradmark.backend("numpy"), row.name)(np.ones(2))

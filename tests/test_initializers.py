@@ -39,7 +39,7 @@ def values(weights):
 
 
 def shapes_of(row_name):
-    return [shape for shape in SHAPES if row_name != "identity" or len(shape) == 2]
+    return [shape for shape in SHAPES if row_name != "eye" or len(shape) == 2]
 
 
 def test_all_backends_have_the_same_implementations():
@@ -180,11 +180,11 @@ def test_fixed_weights_are_those_of_pytorch(backend):
         assert (values(make(backend, "zeros", shape)) == torch.nn.init.zeros_(empty).numpy()).all()
         assert (values(make(backend, "constant", shape, value=-2.5)) == -2.5).all()
         identity = torch.nn.init.eye_(empty).numpy()
-        assert (values(make(backend, "identity", shape)) == identity).all()
-        assert (values(make(backend, "identity", shape, gain=-3.0)) == -3.0 * identity).all()
+        assert (values(make(backend, "eye", shape)) == identity).all()
+        assert (values(make(backend, "eye", shape, gain=-3.0)) == -3.0 * identity).all()
 
 
-@pytest.mark.parametrize("row_name", [*SCALED, "orthogonal", "identity"])
+@pytest.mark.parametrize("row_name", [*SCALED, "orthogonal", "eye"])
 @pytest.mark.parametrize("backend", gradmark.BACKENDS)
 def test_a_gain_of_zero_gives_zeros(row_name, backend):
     assert (values(make(backend, row_name, (6, 5), gain=0.0)) == 0).all()
@@ -263,8 +263,8 @@ BAD_CALLS = {
     "orthogonal vector": (lambda b: b.orthogonal(3, seed=0), ValueError, r"at least 2 dimensions, got shape \(3,\)"),
     "orthogonal number": (lambda b: b.orthogonal((), seed=0), ValueError, r"at least 2 dimensions, got shape \(\)"),
     "orthogonal empty vector": (lambda b: b.orthogonal((0,), seed=0), ValueError, "at least 2 dimensions"),
-    "identity vector": (lambda b: b.identity((3,)), ValueError, r"exactly 2 dimensions, got shape \(3,\)"),
-    "identity of a convolution": (lambda b: b.identity((3, 3, 1)), ValueError, "exactly 2 dimensions"),
+    "eye vector": (lambda b: b.eye((3,)), ValueError, r"exactly 2 dimensions, got shape \(3,\)"),
+    "eye of a convolution": (lambda b: b.eye((3, 3, 1)), ValueError, "exactly 2 dimensions"),
     "too large": (
         lambda b: b.uniform((2**30, 2**30), seed=0),
         MemoryError,

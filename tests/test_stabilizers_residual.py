@@ -13,6 +13,7 @@ from gradmark.backends import DTYPES
 from gradmark.catalog import backward_of, operation
 from gradmark.stabilizers.public import residual_activations
 from stabilizing import Arrays, bits, to_numpy
+from targets import exact_peer
 
 ACTIVATIONS = (None, *residual_activations())
 CASES = [(name, dtype) for name, dtypes in DTYPES.items() for dtype in dtypes]
@@ -69,21 +70,13 @@ def test_special_values(name, activation):
     np.testing.assert_array_equal(to_numpy(d), to_numpy(same))
 
 
-PEERS = {
-    None: lambda t: t,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "relu": torch.nn.functional.relu,
-    "leaky_relu": torch.nn.functional.leaky_relu,
-    "elu": torch.nn.functional.elu,
-    "gelu": torch.nn.functional.gelu,
-    "gelu_tanh": lambda t: torch.nn.functional.gelu(t, approximate="tanh"),
-    "silu": torch.nn.functional.silu,
-}
-
-
-def test_every_activation_has_a_peer():
-    assert set(PEERS) == set(ACTIVATIONS), "give the new activation's function of torch in PEERS"
+def peer(activation, x):
+    """The activation in torch, of a tensor; its parameters have their defaults."""
+    if activation is None:
+        return x + 0
+    row = operation(activation)
+    defaults = {p.name: p.default for p in row.parameters}
+    return eval(exact_peer(row), {"torch": torch, "F": torch.nn.functional, "x": x, **defaults})
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -93,7 +86,7 @@ def test_equals_autograd_and_finite_differences(name, activation):
     grad, x, f = data((11, 7))
     x[0, :3] = -f[0, :3]  # a sum of 0, where relu and its kin switch
     leaves = [torch.from_numpy(v.copy()).requires_grad_() for v in (x, f)]
-    y = PEERS[activation](leaves[0] + leaves[1])
+    y = peer(activation, leaves[0] + leaves[1])
     expected_x, expected_f = torch.autograd.grad(y, leaves, torch.from_numpy(grad))
 
     def forward(x):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import json
 import re
 import subprocess
@@ -12,11 +14,16 @@ from pathlib import Path
 
 import asv.config
 import pytest
+from asv.benchmarks import Benchmarks
 from packaging.requirements import Requirement
 
 from gradmark import catalog
 
 ROOT = Path(__file__).resolve().parent.parent
+
+_SPEC = importlib.util.spec_from_file_location("asv_selection", ROOT / "benchmarks" / "asv_selection.py")
+asv_selection = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(asv_selection)
 
 _PRELUDE = """
 import json, os, sys
@@ -57,7 +64,7 @@ def test_every_pass_of_every_operation_is_timed_under_a_stable_name(discovered):
     for row in catalog.OPERATIONS.values():
         for operation_pass in ("forward",) if row.family == "initializers" else catalog.PASSES:
             name = "".join(map(str.capitalize, row.name.split("_")))
-            pattern = rf"{row.family}\.{name}(Relu|Gelu)?\.time_{operation_pass}$"
+            pattern = rf"{row.family}\.{name}(Relu|Gelu|Training)?\.time_{operation_pass}$"
             assert [n for n in discovered if re.match(pattern, n)], f"{row.name} {operation_pass}"
 
 
@@ -77,6 +84,41 @@ def test_activations_compare_every_target_in_cache_and_in_memory(discovered):
     targets = ["'numpy'", "'numba'", "'torch'", "'torch-cuda'"]
     assert discovered["activations.Gelu.time_backward"]["params"] == [targets, ["'cache'", "'memory'"]]
     assert discovered["activations.Gelu.track_bandwidth_forward"]["unit"] == "copy"
+
+
+def _selected(discovered, regex):
+    """The combinations that asv runs for these regular expressions: (benchmark, target or "", size or "")."""
+    found = [{"name": name, **facts} for name, facts in discovered.items()]
+    benchmarks = Benchmarks(asv.config.Config(), found, regex=regex)
+    for name in benchmarks:
+        combinations = list(itertools.product(*discovered[name]["params"]))
+        chosen = benchmarks.benchmark_selection[name] or range(len(combinations))
+        yield from ((name, combinations[i]) for i in chosen)
+
+
+def test_the_default_selection_has_every_pass_of_every_operation_in_every_backend(discovered):
+    everything = set(_selected(discovered, None))
+    default = set(_selected(discovered, list(asv_selection.DEFAULT)))
+    assert default < everything
+    assert {(name, c[:1]) for name, c in default if ".time_" in name} == {
+        (name, c[:1]) for name, c in everything if ".time_" in name
+    }
+    left_out = everything - default
+    assert {name.split(".")[0] for name, _ in left_out} <= {"activations", "gated", "rowwise"}
+    assert {c[-1] for name, c in left_out if ".time_" in name} == {"'memory'"}
+    for name in asv_selection.BEYOND_CACHE:
+        assert not [n for n, _ in left_out if n.split(".")[1] == name]
+        assert [n for n, c in default if n.split(".")[1] == name and c[-1] == "'memory'"], f"no benchmark {name}"
+
+
+def test_an_empty_selection_is_replaced_and_another_one_kept(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Benchmarks, "discover", classmethod(lambda cls, conf, regex=None: asked.append(regex)))
+    asv_selection.setup()
+    asv_selection.setup()
+    for regex in (None, [], ["Gelu"]):
+        Benchmarks.discover("conf", regex=regex)
+    assert asked == [list(asv_selection.DEFAULT), list(asv_selection.DEFAULT), ["Gelu"]]
 
 
 def test_import_fails_and_names_an_operation_without_a_benchmark(tmp_path):

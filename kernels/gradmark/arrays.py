@@ -11,7 +11,7 @@ import contextlib
 import math
 import numbers
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,24 @@ class ArrayLibrary(Protocol):
     backend: str
     dtypes: tuple[str, ...]
     device: str
+
+    accepts: str
+    """An expression, quick and true of nearly every array {0} that is accepted: where it is false, `check` decides.
+
+    The functions that are made from a row test it in place of a call.
+    """
+    alike: str
+    """The same of an array {0} that is to have the type, dtype and device of {1}."""
+    agrees: str
+    """The same of one that is to have its shape as well."""
+    writeable: str
+    """The same of an `out` {0} that agrees: one that can be written to, without elements in one place."""
+    apart: str
+    """The same of an `out` {0} and an input {1}: they are one array, or share no memory."""
+    detach: str
+    """A statement that takes the array {0} out of autograd; "" where there is no autograd."""
+    names: Mapping[str, Any]
+    """What these texts refer to; and `empty_like`, `largest_of` (dtype -> its largest finite number)."""
 
     def check(self, array: Any, role: str) -> None:
         """Raise TypeError unless `array` is of this library and of an accepted dtype."""
@@ -48,6 +66,9 @@ class ArrayLibrary(Protocol):
     def largest(self, array: Any) -> float:
         """The largest finite number of the dtype of `array`."""
 
+    def detached(self, array: Any) -> Any:
+        """The array without autograd; the same memory."""
+
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         """A context without floating-point warnings and without autograd."""
 
@@ -59,6 +80,26 @@ def check_same_shape(array: Any, role: str, like: Any, like_role: str) -> None:
             f"{role} has shape {tuple(array.shape)}, {like_role} has shape {tuple(like.shape)};"
             f" {role} must have the shape of {like_role} (nothing is broadcast)"
         )
+
+
+def check_axis(axis: Any, x: Any, operation: str) -> int:
+    """`axis`, counted from the front; TypeError or ValueError unless x has it."""
+    if isinstance(axis, bool) or not isinstance(axis, numbers.Integral):
+        raise TypeError(f"axis must be an int, got {axis!r} of type {type(axis).__name__}")
+    if x.ndim == 0:
+        raise ValueError(f"x has no axes (its shape is ()); {operation} works along one")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(
+            f"axis {axis} is out of range: x has shape {tuple(x.shape)}; accepted: {-x.ndim} <= axis < {x.ndim}"
+        )
+    return int(axis) % int(x.ndim)
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """`value` as a bool; TypeError unless it is one."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r} of type {type(value).__name__}")
+    return bool(value)
 
 
 def finite_number(value: Any, name: str, largest: float = sys.float_info.max) -> float:
@@ -80,12 +121,23 @@ class NumpyArrays:
     """NumPy arrays, for the backends numpy and numba."""
 
     device = "cpu"
+    accepts = "type({0}) is array_type and {0}.dtype in largest_of"
+    alike = "type({0}) is array_type and {0}.dtype is {1}.dtype"
+    agrees = f"{alike} and {{0}}.shape == {{1}}.shape"
+    writeable = "{0}.flags.carray"  # C-contiguous, aligned and writeable
+    apart = "({0} is {1} or not may_share_memory({0}, {1}))"
+    detach = ""
 
     def __init__(self, backend: str, dtypes: tuple[str, ...]) -> None:
         self.backend = backend
         self.dtypes = dtypes
-        self._accepted = frozenset(np.dtype(name) for name in dtypes)
-        self._largest = {dtype: float(np.finfo(dtype).max) for dtype in self._accepted}
+        self.largest_of = {np.dtype(name): float(np.finfo(name).max) for name in dtypes}
+        self.names: Mapping[str, Any] = {
+            "array_type": np.ndarray,
+            "empty_like": np.empty_like,
+            "largest_of": self.largest_of,
+            "may_share_memory": np.may_share_memory,
+        }
 
     def check(self, array: Any, role: str) -> None:
         # Not a subclass: a matrix multiplies differently, and a masked array's mask would be lost.
@@ -95,7 +147,7 @@ class NumpyArrays:
                 " (numpy.asarray converts numbers, lists and CPU tensors)"
             )
         # A byte-swapped dtype is never equal to the native one, so this rejects it as well.
-        if array.dtype not in self._accepted or not array.dtype.isnative:
+        if array.dtype not in self.largest_of:
             raise TypeError(f"{role} has dtype {array.dtype!s}; {self._accepts()}")
 
     def check_like(self, array: Any, role: str, like: Any, like_role: str) -> None:
@@ -108,7 +160,7 @@ class NumpyArrays:
             found = np.dtype(dtype)
         except TypeError:
             found = None
-        if found is None or dtype is None or found not in self._accepted or not found.isnative:
+        if found is None or dtype is None or found not in self.largest_of:
             raise TypeError(f"dtype {dtype!r} is not available; {self._accepts()}")
         return found
 
@@ -138,7 +190,10 @@ class NumpyArrays:
         return np.array(value, dtype=like.dtype)
 
     def largest(self, array: Any) -> float:
-        return self._largest[array.dtype]
+        return self.largest_of[array.dtype]
+
+    def detached(self, array: Any) -> Any:
+        return array
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         return np.errstate(all="ignore")
@@ -163,6 +218,13 @@ def _check_distinct_elements(shape: tuple[int, ...], strides: tuple[int, ...], i
 class TorchArrays:
     """PyTorch tensors, on the CPU or on CUDA, for the backend torch."""
 
+    accepts = "type({0}) is array_type and {0}.dtype in largest_of and {0}.layout is strided"
+    alike = "type({0}) is array_type and {0}.dtype is {1}.dtype and {0}.device == {1}.device and {0}.layout is strided"
+    agrees = f"{alike} and {{0}}.shape == {{1}}.shape"
+    writeable = "not {0}.requires_grad and {0}.is_contiguous()"
+    apart = "({0} is {1} or not overlap({0}, {1}))"
+    detach = "if {0}.requires_grad: {0} = {0}.detach()"
+
     def __init__(self, backend: str, dtypes: tuple[str, ...], device: str = "cpu") -> None:
         import torch
 
@@ -170,7 +232,14 @@ class TorchArrays:
         self.backend = backend
         self.dtypes = dtypes
         self.device = device
-        self._accepted = frozenset(getattr(torch, name) for name in dtypes)
+        self.largest_of = {getattr(torch, name): torch.finfo(getattr(torch, name)).max for name in dtypes}
+        self.names: Mapping[str, Any] = {
+            "array_type": torch.Tensor,
+            "empty_like": torch.empty_like,
+            "largest_of": self.largest_of,
+            "overlap": _tensors_overlap,
+            "strided": torch.strided,
+        }
 
     def check(self, array: Any, role: str) -> None:
         if not isinstance(array, self._torch.Tensor):
@@ -180,7 +249,7 @@ class TorchArrays:
             )
         if array.layout != self._torch.strided:
             raise TypeError(f"{role} has layout {array.layout}; dense (strided) tensors are accepted")
-        if array.dtype not in self._accepted:
+        if array.dtype not in self.largest_of:
             raise TypeError(f"{role} has dtype {_short(array.dtype)}; {self._accepts()}")
 
     def check_like(self, array: Any, role: str, like: Any, like_role: str) -> None:
@@ -197,7 +266,7 @@ class TorchArrays:
 
     def check_dtype_name(self, dtype: Any) -> Any:
         found = getattr(self._torch, dtype, None) if isinstance(dtype, str) else dtype
-        if not isinstance(found, self._torch.dtype) or found not in self._accepted:
+        if not isinstance(found, self._torch.dtype) or found not in self.largest_of:
             raise TypeError(f"dtype {dtype!r} is not available; {self._accepts()}")
         return found
 
@@ -227,7 +296,10 @@ class TorchArrays:
         return self._torch.tensor(value, dtype=like.dtype, device=like.device)
 
     def largest(self, array: Any) -> float:
-        return float(self._torch.finfo(array.dtype).max)
+        return self.largest_of[array.dtype]
+
+    def detached(self, array: Any) -> Any:
+        return array.detach() if array.requires_grad else array
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         return self._torch.no_grad()
@@ -246,6 +318,9 @@ def _tensors_overlap(a: Any, b: Any) -> bool:
 
 def _extent(tensor: Any) -> tuple[int, int]:
     """First byte and the byte after the last, as torch has no negative strides."""
+    if tensor.is_contiguous():
+        first = tensor.data_ptr()
+        return first, first + tensor.nbytes
     reach = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
     first = tensor.data_ptr()
     return first, first + (reach + 1) * tensor.element_size()

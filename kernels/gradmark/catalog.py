@@ -12,7 +12,7 @@ and the operation's own: `x`, and the parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
@@ -39,6 +39,11 @@ class Parameter:
     """Values at which the tests evaluate it, beside the default."""
     doc: str
 
+    @property
+    def usual(self) -> float:
+        """The default; the first sample where the caller must give the value."""
+        return self.samples[0] if self.default is None else self.default
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deviation:
@@ -53,6 +58,8 @@ class Deviation:
     """Errors count in ULP of max(|result|, floor); an expression in x, g and the parameters."""
     infinities: bool = False
     """The backend gives NaN or infinity at an x that is infinite or so large that an intermediate overflows."""
+    nan: bool = False
+    """Where x is NaN, the backend's derivative is that of another branch."""
     reason: str
 
 
@@ -65,16 +72,19 @@ class Activation:
     derivative: str
     source: str
     parameters: tuple[Parameter, ...] = ()
+    requires: tuple[str, ...] = ()
+    """What must hold of the parameters, as expressions; a call where one does not is a ValueError."""
+    conventions: str = ""
+    """Where libraries disagree: whose the default is, and how to get the others."""
+    seeded: bool = False
+    """With `seed=` each element x <= 0 gets a slope of its own, uniform between `lower` and `upper` (training)."""
     kinks: tuple[float, ...] = ()
     """Points where a piecewise definition switches. There, and for NaN, `derivative` says which branch."""
     signed_zero: bool = True
     """f(-0.0) is a zero whose sign the contract fixes (that of the formula's limit)."""
-    ulp: Mapping[Pass, float] = field(default_factory=lambda: MappingProxyType({FORWARD: 4.0, BACKWARD: 8.0}))
-    """Largest error in ULP in float32 and float64. Backward counts in ULP of max(|dx|, |g|/64).
-
-    Where a derivative crosses zero as a difference of two terms (gelu near x = -0.75), an error of one ULP in a term
-    is up to 32 ULP of |g|/64: that is what the larger bounds are.
-    """
+    ulp: Mapping[Pass, float] = field(default_factory=lambda: MappingProxyType({FORWARD: 2.0, BACKWARD: 4.0}))
+    """Largest error in ULP in float32 and float64. Backward counts in ULP of max(|dx|, |g|/64): a zero of the
+    derivative is a difference of two terms, and is judged on the scale of the gradient."""
     deviations: tuple[Deviation, ...] = ()
     saved: tuple[str, ...] = ("x",)
     """What backward needs from the forward pass."""
@@ -92,6 +102,94 @@ class Activation:
     def learnable(self) -> tuple[Parameter, ...]:
         """The parameters whose gradients backward returns, in order."""
         return tuple(p for p in self.parameters if p.learnable)
+
+    @property
+    def required(self) -> tuple[Parameter, ...]:
+        """The parameters that have no default, in order; they come first."""
+        return tuple(p for p in self.parameters if p.default is None)
+
+    def unmet(self, values: Iterable[float]) -> str | None:
+        """The first of `requires` that does not hold of the parameters' values, or None."""
+        names = {p.name: value for p, value in zip(self.parameters, values, strict=True)}
+        return next((text for text in self.requires if not eval(text, names)), None)
+
+    def deviation(self, backend: str, operation_pass: Pass) -> Deviation | None:
+        """The deviation of `backend` in this pass, or None."""
+        for deviation in self.deviations:
+            if (deviation.backend, deviation.operation_pass) == (backend, operation_pass):
+                return deviation
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gated:
+    """A gated unit y = f(a) b, where a (the gate) and b (the value) are the two halves of x along an axis.
+
+    da = g b f'(a) and db = g f(a); both come from x, nothing else is saved.
+    """
+
+    name: str
+    gate: str
+    """f, one of the activations without parameters. Its formula and derivative are the reference."""
+    gate_last: bool
+    """The default of `gate_last`: whether the gate is the second half of x."""
+    source: str
+    conventions: str
+    """Whose order of the halves the default is, and who has the other."""
+    ulp: Mapping[Pass, float]
+    """Largest error in ULP in float32 and float64. In da it counts in ULP of max(|da|, |g b|/64)."""
+    saved: tuple[str, ...] = ("x",)
+    """What backward needs from the forward pass."""
+    peer: str
+    """The same function in PyTorch, an expression in torch, F = torch.nn.functional, a and b."""
+    version: int = 1
+
+    family: Literal["gated"] = "gated"
+
+    @property
+    def activation(self) -> Activation:
+        """The row of f. Where a backend deviates in f or f', it deviates here by as much times |b| or |g|."""
+        return next(row for row in ACTIVATIONS if row.name == self.gate)
+
+    @property
+    def formula(self) -> str:
+        """y, as an expression in a and b."""
+        return f"{self.gate}(a) * b"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rowwise:
+    """A function of all elements along an axis: of each row, where the axis is the last.
+
+    Formula, gradient and scales are expressions in vectors, of one row: x, y, g, the noise n, and the parameters;
+    `descending` sorts, `ranks` counts from 1. A row that holds NaN or +inf, or nothing but -inf, gives NaN.
+    """
+
+    name: str
+    formula: str
+    gradient: str
+    """dx in g and in what is saved."""
+    source: str
+    parameters: tuple[Parameter, ...] = ()
+    requires: tuple[str, ...] = ()
+    """What must hold of the parameters, as expressions; a call where one does not is a ValueError."""
+    conventions: str = ""
+    """Where libraries disagree: whose the default is, and how to get the others."""
+    seeded: bool = False
+    """Noise n from `seed=`, drawn again in backward; with `hard=True`, y is 1 at the largest element and 0 elsewhere,
+    and the gradient is that of the row (straight-through)."""
+    saved: tuple[str, ...] = ("y",)
+    """What backward needs from the forward pass: y or x."""
+    ulp: Mapping[Pass, float]
+    """Largest error in float32 and float64, in ULP of max(|result|, scale)."""
+    scales: Mapping[Pass, str]
+    """The scale of the errors. Where the result is a difference: the magnitudes that are subtracted."""
+    deviations: tuple[Deviation, ...] = ()
+    peer: str
+    """The same function in PyTorch, an expression in torch, F = torch.nn.functional, x, axis, n and the parameters."""
+    version: int = 1
+
+    family: Literal["rowwise"] = "rowwise"
 
     def deviation(self, backend: str, operation_pass: Pass) -> Deviation | None:
         """The deviation of `backend` in this pass, or None."""
@@ -152,7 +250,7 @@ class Stabilizer:
     family: Literal["stabilizers"] = "stabilizers"
 
 
-Operation = Activation | Initializer | Stabilizer
+Operation = Activation | Gated | Rowwise | Initializer | Stabilizer
 
 _ATEN_ERF = "ATen computes 1 + erf, which cancels for x < 0: the error is relative to |x|"
 _ATEN_TANH = "ATen computes 1 + tanh, which cancels for x < 0: the error is relative to |x|"
@@ -160,7 +258,22 @@ _ATEN_SIGMOID = "ATen divides by 1 + exp(-x), which overflows where the result h
 _ATEN_SILU_LIMIT = "ATen computes s (1 + x (1 - s)) with a rounded 1 - s, and inf · 0 at an infinite x"
 _ATEN_OUTPUT = "ATen derives from the rounded y, so that 1 - y cancels: the error is relative to |g|"
 _ATEN_SWISH = "the gate is ATen's sigmoid of a rounded beta x"
+_ATEN_SWISH_SLOPE = "σ and 1 - σ are ATen's sigmoids of a rounded beta x: the error is relative to |g|"
+_ATEN_NAN = "at NaN ATen's vectorized loop takes another branch than its scalar one"
+_ATEN_HARD_SIGMOID = "at NaN ATen gives 0"
+_ATEN_HARD_SWISH = "ATen multiplies by a clipped x + 3 and divides by 6: -inf · 0, and an overflow"
+_ATEN_HARD_SWISH_SLOPE = "ATen adds 1/2 to a rounded x/3: the error is relative to |g|; at NaN its loops differ"
+_ATEN_TANHSHRINK = "tanh x is rounded before it is subtracted: the error is relative to |x|"
+_ATEN_SOFTPLUS = "ATen takes exp of a rounded beta x"
+_ATEN_MISH = "ATen multiplies tanh(log(1 + exp(x))), which may be subnormal, by x; and -inf · 0"
+_ATEN_MISH_SLOPE = "ATen computes 1 - tanh²: the error is relative to |g|; and inf · 0"
 
+
+_EXACT = MappingProxyType({FORWARD: 0.0, BACKWARD: 0.0})
+# The activation's own error, where an ULP of f(a) may be two of f(a) b, and one more rounding.
+_GATED = MappingProxyType({FORWARD: 3.0, BACKWARD: 4.5})
+_SELU_SCALE = "1.0507009873554804934193349852946"
+_SELU_ALPHA = "1.6732632423543772848170429916717"
 
 ACTIVATIONS: tuple[Activation, ...] = (
     Activation(
@@ -189,7 +302,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         source="Nair, Hinton, ICML 2010",
         kinks=(0.0,),
         signed_zero=False,
-        ulp=MappingProxyType({FORWARD: 0.0, BACKWARD: 0.0}),
+        ulp=_EXACT,
         peer="F.relu(x)",
     ),
     Activation(
@@ -197,14 +310,8 @@ ACTIVATIONS: tuple[Activation, ...] = (
         formula="x if x > 0 else negative_slope * x",
         derivative="1 if x > 0 else negative_slope",
         source="Maas, Hannun, Ng, ICML 2013",
-        parameters=(
-            Parameter(
-                name="negative_slope",
-                default=0.01,
-                samples=(0.2,),
-                doc="slope for x <= 0; the default is PyTorch's and JAX's (Keras: 0.3)",
-            ),
-        ),
+        parameters=(Parameter(name="negative_slope", default=0.01, samples=(0.2,), doc="slope for x <= 0"),),
+        conventions="0.01 as in PyTorch and JAX; Keras: negative_slope=0.2",
         kinks=(0.0,),
         ulp=MappingProxyType({FORWARD: 1.0, BACKWARD: 1.0}),
         peer="F.leaky_relu(x, negative_slope)",
@@ -235,6 +342,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         source="Clevert, Unterthiner, Hochreiter, ICLR 2016",
         parameters=(Parameter(name="alpha", default=1.0, samples=(0.5,), doc="scale for x <= 0"),),
         kinks=(0.0,),
+        deviations=(Deviation(backend="torch", operation_pass=BACKWARD, nan=True, reason=_ATEN_NAN),),
         peer="F.elu(x, alpha)",
     ),
     Activation(
@@ -242,9 +350,9 @@ ACTIVATIONS: tuple[Activation, ...] = (
         formula="x * erfc(-x / sqrt(2)) / 2",
         derivative="erfc(-x / sqrt(2)) / 2 + x * exp(-x * x / 2) / sqrt(2 * pi)",
         source="Hendrycks, Gimpel, arXiv:1606.08415, x Φ(x)",
-        ulp=MappingProxyType({FORWARD: 8.0, BACKWARD: 128.0}),
+        conventions="exact, as in PyTorch and Keras; JAX's default is gelu_tanh",
         deviations=(
-            Deviation(backend="torch", operation_pass=FORWARD, floor="abs(x)", infinities=True, reason=_ATEN_ERF),
+            Deviation(backend="torch", operation_pass=FORWARD, floor="2 * abs(x)", infinities=True, reason=_ATEN_ERF),
             Deviation(backend="torch", operation_pass=BACKWARD, floor="abs(g)", infinities=True, reason=_ATEN_ERF),
         ),
         peer="F.gelu(x)",
@@ -259,7 +367,6 @@ ACTIVATIONS: tuple[Activation, ...] = (
             " + exp(-2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)))"
         ),
         source="Hendrycks, Gimpel, arXiv:1606.08415, the tanh approximation: (1 + tanh(z)) / 2 = 1 / (1 + exp(-2z))",
-        ulp=MappingProxyType({FORWARD: 6.0, BACKWARD: 64.0}),
         deviations=(
             Deviation(backend="torch", operation_pass=FORWARD, floor="abs(x)", infinities=True, reason=_ATEN_TANH),
             Deviation(
@@ -277,6 +384,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         formula="x / (1 + exp(-beta * x))",
         derivative="1 / (1 + exp(-beta * x)) + beta * x / (2 + exp(beta * x) + exp(-beta * x))",
         source="Ramachandran, Zoph, Le, arXiv:1710.05941, eq. 1",
+        conventions="beta may be learned; what JAX, Keras and timm call swish has beta = 1, which is silu",
         parameters=(
             Parameter(
                 name="beta",
@@ -287,7 +395,6 @@ ACTIVATIONS: tuple[Activation, ...] = (
                 doc="slope of the gate, one or one per channel; beta = 1 is SiLU, beta = 1.702 the quick GELU",
             ),
         ),
-        ulp=MappingProxyType({FORWARD: 4.0, BACKWARD: 48.0}),
         deviations=(
             Deviation(
                 backend="torch",
@@ -295,6 +402,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
                 floor="max(abs(y) * (1 + abs(beta * x)), 128 * tiny / eps)",
                 reason=_ATEN_SWISH,
             ),
+            Deviation(backend="torch", operation_pass=BACKWARD, floor="abs(g)", reason=_ATEN_SWISH_SLOPE),
         ),
         peer="x * torch.sigmoid(beta * x)",
     ),
@@ -303,7 +411,6 @@ ACTIVATIONS: tuple[Activation, ...] = (
         formula="x / (1 + exp(-x))",
         derivative="1 / (1 + exp(-x)) + x / (2 + exp(x) + exp(-x))",
         source="Elfwing, Uchibe, Doya, arXiv:1702.03118",
-        ulp=MappingProxyType({FORWARD: 4.0, BACKWARD: 48.0}),
         deviations=(
             Deviation(
                 backend="torch", operation_pass=FORWARD, floor="128 * tiny / eps", infinities=True, reason=_ATEN_SIGMOID
@@ -317,6 +424,443 @@ ACTIVATIONS: tuple[Activation, ...] = (
             ),
         ),
         peer="F.silu(x)",
+    ),
+    Activation(
+        name="relu6",
+        formula="0 if x < 0 else (6 if x > 6 else x)",
+        derivative="0 if x <= 0 or x >= 6 else 1",
+        source="Krizhevsky, Convolutional Deep Belief Networks on CIFAR-10, 2010",
+        kinks=(0.0, 6.0),
+        signed_zero=False,
+        ulp=_EXACT,
+        deviations=(Deviation(backend="torch", operation_pass=BACKWARD, nan=True, reason=_ATEN_NAN),),
+        peer="F.relu6(x)",
+    ),
+    Activation(
+        name="squared_relu",
+        formula="0 if x < 0 else x * x",
+        derivative="0 if x <= 0 else 2 * x",
+        source="So, Mańke, Liu, Dai, Shazeer, Le, NeurIPS 2021 (Primer)",
+        kinks=(0.0,),
+        signed_zero=False,
+        ulp=MappingProxyType({FORWARD: 0.5, BACKWARD: 0.5}),
+        peer="F.relu(x) ** 2",
+    ),
+    Activation(
+        name="rrelu",
+        formula="x if x >= 0 else (lower + upper) / 2 * x",
+        derivative="1 if x > 0 else (lower + upper) / 2",
+        source="Xu, Wang, Chen, Li, arXiv:1505.00853; the slope at 0 is PyTorch's",
+        parameters=(
+            Parameter(name="lower", default=1 / 8, samples=(0.0,), doc="least slope for x < 0; 1/8 as in PyTorch"),
+            Parameter(name="upper", default=1 / 3, samples=(0.5,), doc="largest slope for x < 0; 1/3 as in PyTorch"),
+        ),
+        requires=("lower <= upper",),
+        kinks=(0.0,),
+        seeded=True,
+        peer="F.rrelu(x, lower, upper, training=False)",
+    ),
+    Activation(
+        name="celu",
+        formula="x if x > 0 else alpha * expm1(x / alpha)",
+        derivative="exp(x / alpha) if x <= 0 else 1",
+        source="Barron, arXiv:1704.07483, eq. 2",
+        parameters=(
+            Parameter(
+                name="alpha", default=1.0, samples=(0.5, 1.3), doc="scale for x <= 0, of the result and of x; positive"
+            ),
+        ),
+        requires=("alpha > 0",),
+        kinks=(0.0,),
+        deviations=(Deviation(backend="torch", operation_pass=BACKWARD, nan=True, reason=_ATEN_NAN),),
+        peer="F.celu(x, alpha)",
+    ),
+    Activation(
+        name="selu",
+        formula=f"{_SELU_SCALE} * x if x > 0 else {_SELU_SCALE} * {_SELU_ALPHA} * expm1(x)",
+        derivative=f"{_SELU_SCALE} * {_SELU_ALPHA} * exp(x) if x <= 0 else {_SELU_SCALE}",
+        source="Klambauer, Unterthiner, Mayr, Hochreiter, NIPS 2017; its constants to 32 digits as in their code",
+        kinks=(0.0,),
+        deviations=(Deviation(backend="torch", operation_pass=BACKWARD, nan=True, reason=_ATEN_NAN),),
+        peer="F.selu(x)",
+    ),
+    Activation(
+        name="hard_sigmoid",
+        formula="0 if x <= -3 else (1 if x >= 3 else (x + 3) / 6)",
+        derivative="0 if x <= -3 or x >= 3 else 1.0 / 6",
+        source="Howard et al., ICCV 2019 (MobileNetV3), section 5.2",
+        conventions="PyTorch, JAX and Keras 3 agree; Keras 2 had 0.2 x + 0.5 between -2.5 and 2.5, which is not here",
+        kinks=(-3.0, 3.0),
+        deviations=(Deviation(backend="torch", operation_pass=BACKWARD, nan=True, reason=_ATEN_HARD_SIGMOID),),
+        peer="F.hardsigmoid(x)",
+    ),
+    Activation(
+        name="hard_tanh",
+        formula="min_val if x < min_val else (max_val if x > max_val else x)",
+        derivative="0 if x <= min_val or x >= max_val else 1",
+        source="Collobert, PhD thesis, Paris 2004",
+        parameters=(
+            Parameter(name="min_val", default=-1.0, samples=(-0.1,), doc="the least value"),
+            Parameter(name="max_val", default=1.0, samples=(2.5,), doc="the largest value"),
+        ),
+        requires=("min_val <= max_val",),
+        kinks=(-1.0, 1.0, -0.1, 2.5),
+        ulp=_EXACT,
+        deviations=(Deviation(backend="torch", operation_pass=BACKWARD, nan=True, reason=_ATEN_NAN),),
+        peer="F.hardtanh(x, min_val, max_val)",
+    ),
+    Activation(
+        name="hard_swish",
+        formula="x * 0 if x <= -3 else (x if x >= 3 else x * (x + 3) / 6)",
+        derivative="0 if x <= -3 else (1 if x >= 3 else (2 * x + 3) / 6)",
+        source="Howard et al., ICCV 2019 (MobileNetV3), section 5.2",
+        kinks=(-3.0, 3.0),
+        deviations=(
+            Deviation(backend="torch", operation_pass=FORWARD, infinities=True, reason=_ATEN_HARD_SWISH),
+            Deviation(
+                backend="torch", operation_pass=BACKWARD, floor="abs(g)", nan=True, reason=_ATEN_HARD_SWISH_SLOPE
+            ),
+        ),
+        peer="F.hardswish(x)",
+    ),
+    Activation(
+        name="hard_mish",
+        formula="x * 0 if x <= -2 else (x if x >= 0 else x * (x + 2) / 2)",
+        derivative="0 if x < -2 else (1 if x >= 0 else x + 1)",
+        source="Misra's H-Mish, half of x min(2, max(0, x + 2)), as in timm, with its derivative -1 at -2",
+        kinks=(-2.0, 0.0),
+        peer="x / 2 * (x + 2).clamp(0, 2)",
+    ),
+    Activation(
+        name="threshold",
+        formula="value if x <= threshold else x",
+        derivative="0 if x <= threshold else 1",
+        source="torch.nn.Threshold",
+        parameters=(
+            Parameter(name="threshold", default=None, samples=(0.1, -1.0), doc="x up to here is replaced"),
+            Parameter(name="value", default=None, samples=(20.0, -0.5), doc="what replaces it"),
+        ),
+        conventions="both arguments are required, as in PyTorch and in Keras",
+        kinks=(0.1, -1.0),
+        signed_zero=False,
+        ulp=_EXACT,
+        peer="F.threshold(x, threshold, value)",
+    ),
+    Activation(
+        name="softshrink",
+        formula="0 if -lambd <= x <= lambd else (x - lambd if x > lambd else x + lambd)",
+        derivative="0 if -lambd <= x <= lambd else 1",
+        source="Donoho, Johnstone, Biometrika 81, 1994",
+        parameters=(Parameter(name="lambd", default=0.5, samples=(0.1,), doc="half the width of the zero; >= 0"),),
+        requires=("lambd >= 0",),
+        kinks=(-0.5, 0.5, -0.1, 0.1),
+        signed_zero=False,
+        ulp=MappingProxyType({FORWARD: 0.5, BACKWARD: 0.0}),
+        deviations=(Deviation(backend="torch", operation_pass=BACKWARD, nan=True, reason=_ATEN_NAN),),
+        peer="F.softshrink(x, lambd)",
+    ),
+    Activation(
+        name="hardshrink",
+        formula="0 if -lambd <= x <= lambd else x",
+        derivative="0 if -lambd <= x <= lambd else 1",
+        source="Donoho, Johnstone, Biometrika 81, 1994",
+        parameters=(Parameter(name="lambd", default=0.5, samples=(0.1,), doc="half the width of the zero; >= 0"),),
+        requires=("lambd >= 0",),
+        kinks=(-0.5, 0.5, -0.1, 0.1),
+        signed_zero=False,
+        ulp=_EXACT,
+        deviations=(Deviation(backend="torch", operation_pass=BACKWARD, nan=True, reason=_ATEN_NAN),),
+        peer="F.hardshrink(x, lambd)",
+    ),
+    Activation(
+        name="tanhshrink",
+        formula="x - tanh(x)",
+        derivative="tanh(x) ** 2",
+        source="torch.nn.Tanhshrink",
+        deviations=(Deviation(backend="torch", operation_pass=FORWARD, floor="abs(x)", reason=_ATEN_TANHSHRINK),),
+        peer="F.tanhshrink(x)",
+    ),
+    Activation(
+        name="softsign",
+        formula="x / (1 + abs(x))",
+        derivative="1 / (1 + abs(x)) ** 2",
+        source="Turian, Bergstra, Bengio, NAACL HLT 2009",
+        peer="F.softsign(x)",
+    ),
+    Activation(
+        name="softplus",
+        formula="x if beta * x > threshold else log1p(exp(beta * x)) / beta",
+        derivative="1 if beta * x > threshold else 1 / (1 + exp(-beta * x))",
+        source="Dugas, Bengio, Bélisle, Nadeau, Garcia, NIPS 2000",
+        parameters=(
+            Parameter(name="beta", default=1.0, samples=(2.0, 0.3), doc="sharpness, positive"),
+            Parameter(name="threshold", default=20.0, samples=(5.0, 1000.0), doc="beyond this beta x, y = x"),
+        ),
+        requires=("beta > 0",),
+        conventions="the threshold is PyTorch's; JAX and Keras have none, which is threshold=1e30",
+        kinks=(20.0, 5.0),
+        signed_zero=False,
+        deviations=(
+            Deviation(
+                backend="torch", operation_pass=FORWARD, floor="abs(y) * (1 + abs(beta * x))", reason=_ATEN_SOFTPLUS
+            ),
+        ),
+        peer="F.softplus(x, beta, threshold)",
+    ),
+    Activation(
+        name="log_sigmoid",
+        formula="-log1p(exp(-x))",
+        derivative="1 / (1 + exp(x))",
+        source="the logarithm of the logistic function",
+        signed_zero=False,
+        peer="F.logsigmoid(x)",
+    ),
+    Activation(
+        name="mish",
+        formula="x * exp(x) * (exp(x) + 2) / (exp(x) * (exp(x) + 2) + 2)",
+        derivative=(
+            "exp(x) * (exp(x) + 2) / (exp(x) * (exp(x) + 2) + 2)"
+            " + 4 * x * exp(x) * (exp(x) + 1) / (exp(x) * (exp(x) + 2) + 2) ** 2"
+        ),
+        source="Misra, BMVC 2020: x tanh(log(1 + exp(x))), with tanh(log(u)) = (u² - 1) / (u² + 1)",
+        deviations=(
+            Deviation(
+                backend="torch", operation_pass=FORWARD, floor="2 * abs(x) * tiny", infinities=True, reason=_ATEN_MISH
+            ),
+            Deviation(
+                backend="torch",
+                operation_pass=BACKWARD,
+                floor="abs(g) * (1 + abs(x))",
+                infinities=True,
+                reason=_ATEN_MISH_SLOPE,
+            ),
+        ),
+        peer="F.mish(x)",
+    ),
+    Activation(
+        name="quick_gelu",
+        formula="x / (1 + exp(-1.702 * x))",
+        derivative="1 / (1 + exp(-1.702 * x)) + 1.702 * x / (2 + exp(1.702 * x) + exp(-1.702 * x))",
+        source="Hendrycks, Gimpel, arXiv:1606.08415, section 2",
+        deviations=(
+            Deviation(
+                backend="torch",
+                operation_pass=FORWARD,
+                floor="max(abs(y) * (1 + abs(1.702 * x)), 128 * tiny / eps)",
+                reason=_ATEN_SWISH,
+            ),
+            Deviation(backend="torch", operation_pass=BACKWARD, floor="abs(g)", reason=_ATEN_SWISH_SLOPE),
+        ),
+        peer="x * torch.sigmoid(1.702 * x)",
+    ),
+    Activation(
+        name="squareplus",
+        formula="(x + sqrt(x * x + b)) / 2 if x > 0 else b / (2 * (sqrt(x * x + b) - x))",
+        derivative="(1 + x / sqrt(x * x + b)) / 2 if x > 0 else b / (2 * (x * x + b - x * sqrt(x * x + b)))",
+        source="Barron, arXiv:2112.11687, eq. 1",
+        parameters=(
+            Parameter(
+                name="b", default=4.0, samples=(1.0, 0.25), doc="curvature, positive; 4 as in JAX and Keras: y(0) = 1"
+            ),
+        ),
+        requires=("b > 0",),
+        signed_zero=False,
+        peer="(x + (x * x + b).sqrt()) / 2",
+    ),
+    Activation(
+        name="sparse_plus",
+        formula="0 if x <= -1 else (x if x >= 1 else (x + 1) ** 2 / 4)",
+        derivative="0 if x <= -1 else (1 if x >= 1 else (x + 1) / 2)",
+        source="jax.nn.sparse_plus; the loss of Martins, Astudillo, ICML 2016, for two classes",
+        kinks=(-1.0, 1.0),
+        signed_zero=False,
+        peer="torch.where(x <= -1, 0 * x, torch.where(x >= 1, x, (x + 1) ** 2 / 4))",
+    ),
+    Activation(
+        name="sparse_sigmoid",
+        formula="0 if x <= -1 else (1 if x >= 1 else (x + 1) / 2)",
+        derivative="0 if x <= -1 or x >= 1 else 1.0 / 2",
+        source="Martins, Astudillo, ICML 2016: sparsemax of two classes",
+        kinks=(-1.0, 1.0),
+        signed_zero=False,
+        deviations=(Deviation(backend="torch", operation_pass=BACKWARD, nan=True, reason=_ATEN_NAN),),
+        peer="F.hardtanh(x, -1, 1) / 2 + 0.5",
+    ),
+    Activation(
+        name="exponential",
+        formula="exp(x)",
+        derivative="exp(x)",
+        source="the definition",
+        signed_zero=False,
+        peer="torch.exp(x)",
+    ),
+    Activation(
+        name="identity",
+        formula="x",
+        derivative="1",
+        source="the definition",
+        ulp=_EXACT,
+        peer="x + 0",
+    ),
+)
+
+GATED: tuple[Gated, ...] = (
+    Gated(
+        name="glu",
+        gate="sigmoid",
+        gate_last=True,
+        source="Dauphin, Fan, Auli, Grangier, ICML 2017, eq. 1",
+        conventions="the gate is last, as in PyTorch, JAX, Keras and timm's GluMlp",
+        ulp=_GATED,
+        peer="a.sigmoid() * b",
+    ),
+    Gated(
+        name="reglu",
+        gate="relu",
+        gate_last=False,
+        source="Shazeer, arXiv:2002.05202, eq. 5",
+        conventions="the gate is first, as in Shazeer's equations and Megatron; timm's GluMlp: gate_last=True",
+        ulp=MappingProxyType({FORWARD: 0.5, BACKWARD: 0.5}),
+        peer="F.relu(a) * b",
+    ),
+    Gated(
+        name="geglu",
+        gate="gelu",
+        gate_last=False,
+        source="Shazeer, arXiv:2002.05202, eq. 5",
+        conventions=(
+            "the gate is first, as in Shazeer's equations, Megatron, vLLM and ModernBERT; diffusers' GEGLU and timm's"
+            " GluMlp: gate_last=True. The exact GELU; Liger has geglu_tanh"
+        ),
+        ulp=_GATED,
+        peer="F.gelu(a) * b",
+    ),
+    Gated(
+        name="geglu_tanh",
+        gate="gelu_tanh",
+        gate_last=False,
+        source="Shazeer, arXiv:2002.05202, eq. 5, with the tanh approximation of GELU",
+        conventions="the gate is first, as in Liger, T5 1.1 and Gemma; timm's GluMlp: gate_last=True",
+        ulp=_GATED,
+        peer="F.gelu(a, approximate='tanh') * b",
+    ),
+    Gated(
+        name="swiglu",
+        gate="silu",
+        gate_last=False,
+        source="Shazeer, arXiv:2002.05202, eq. 5, with β = 1",
+        conventions=(
+            "the gate is first, as in Shazeer's equations, Liger, Megatron, vLLM, Hugging Face's Phi-3 and timm's"
+            " SwiGLUPacked; timm's GluMlp: gate_last=True"
+        ),
+        ulp=_GATED,
+        peer="F.silu(a) * b",
+    ),
+    Gated(
+        name="bilinear",
+        gate="identity",
+        gate_last=False,
+        source="Shazeer, arXiv:2002.05202, eq. 4, after Dauphin, Fan, Auli, Grangier, ICML 2017",
+        conventions="a product knows no order: gate_last changes nothing",
+        ulp=MappingProxyType({FORWARD: 0.5, BACKWARD: 0.5}),
+        peer="a * b",
+    ),
+)
+
+# Numba keeps 2; the exp of NumPy has an error of 1 ULP, and four roundings follow.
+_SOFTMAX = MappingProxyType({FORWARD: 2.5, BACKWARD: 4.0})
+_ATEN_DIFFERENCE = "ATen's exp enlarges the rounding error of x - max x, and has one of several ULP of its own"
+_ATEN_LOGARITHM = "ATen takes the logarithm of a rounded 1 + s: where y is small, the error is relative to 1"
+_ATEN_SUM = "ATen sums in the dtype: the error grows with the length"
+_SOFTMAX_SCALE = "y * (abs(g) + sum(abs(g) * y))"
+# What rounding the logits (x + n) / tau to the dtype does to a ratio of their exponentials.
+_LOGITS = "(abs(where(y > 0, x, 0)) + abs(n)) / tau"
+_GUMBEL_SPREAD = f"(1 + {_LOGITS} + sum(y * {_LOGITS}))"
+
+ROWWISE: tuple[Rowwise, ...] = (
+    Rowwise(
+        name="softmax",
+        formula="exp(x) / sum(exp(x))",
+        gradient="y * (g - sum(g * y))",
+        source="Bridle, Neurocomputing, NATO ASI Series F 68, 1990",
+        ulp=_SOFTMAX,
+        scales=MappingProxyType({FORWARD: "0", BACKWARD: _SOFTMAX_SCALE}),
+        deviations=(
+            Deviation(
+                backend="torch",
+                operation_pass=FORWARD,
+                floor="where(y > 0, y * (4 + max(x) - x), 0)",
+                reason=_ATEN_DIFFERENCE,
+            ),
+            Deviation(backend="torch", operation_pass=BACKWARD, floor=f"2 * {_SOFTMAX_SCALE}", reason=_ATEN_SUM),
+        ),
+        peer="F.softmax(x, axis)",
+    ),
+    Rowwise(
+        name="log_softmax",
+        formula="x - log(sum(exp(x)))",
+        gradient="g - exp(y) * sum(g)",
+        source="the logarithm of softmax",
+        ulp=MappingProxyType({FORWARD: 2.0, BACKWARD: 4.0}),
+        scales=MappingProxyType({FORWARD: "0", BACKWARD: "abs(g) + exp(y) * sum(abs(g))"}),
+        deviations=(
+            Deviation(backend="torch", operation_pass=FORWARD, floor="2", reason=_ATEN_LOGARITHM),
+            Deviation(
+                backend="torch",
+                operation_pass=BACKWARD,
+                floor="2 * (abs(g) + exp(y) * sum(abs(g)))",
+                reason=_ATEN_SUM,
+            ),
+        ),
+        peer="F.log_softmax(x, axis)",
+    ),
+    Rowwise(
+        name="softmin",
+        formula="exp(-x) / sum(exp(-x))",
+        gradient="y * (sum(g * y) - g)",
+        source="torch.nn.Softmin: softmax of -x",
+        ulp=_SOFTMAX,
+        scales=MappingProxyType({FORWARD: "0", BACKWARD: _SOFTMAX_SCALE}),
+        deviations=(
+            Deviation(
+                backend="torch",
+                operation_pass=FORWARD,
+                floor="where(y > 0, y * (4 + max(-x) + x), 0)",
+                reason=_ATEN_DIFFERENCE,
+            ),
+            Deviation(backend="torch", operation_pass=BACKWARD, floor=f"2 * {_SOFTMAX_SCALE}", reason=_ATEN_SUM),
+        ),
+        peer="F.softmin(x, axis)",
+    ),
+    Rowwise(
+        name="sparsemax",
+        formula="maximum(x - max((cumsum(descending(x)) - 1) / ranks(x)), 0)",
+        gradient="where(y > 0, g - sum(where(y > 0, g, 0)) / sum(y > 0), 0)",
+        source="Martins, Astudillo, ICML 2016, algorithm 1; its threshold is the largest of these quotients",
+        ulp=MappingProxyType({FORWARD: 2.0, BACKWARD: 4.0}),
+        scales=MappingProxyType(
+            {FORWARD: "1", BACKWARD: "where(y > 0, abs(g) + sum(where(y > 0, abs(g), 0)) / sum(y > 0), 0)"}
+        ),
+        peer=(
+            "F.relu(x - ((x.sort(axis, descending=True)[0].cumsum(axis) - 1) / torch.ones_like(x).cumsum(axis))"
+            ".amax(axis, keepdim=True))"
+        ),
+    ),
+    Rowwise(
+        name="gumbel_softmax",
+        formula="exp((x + n) / tau) / sum(exp((x + n) / tau))",
+        gradient="y * (g - sum(g * y)) / tau",
+        source="Jang, Gu, Poole, ICLR 2017, eq. 2; Maddison, Mnih, Teh, ICLR 2017",
+        parameters=(Parameter(name="tau", default=1.0, samples=(0.5,), doc="temperature, positive"),),
+        requires=("tau > 0",),
+        conventions="tau and hard as in PyTorch, whose noise comes from its global generator; here it is the seed's",
+        seeded=True,
+        saved=("x",),
+        ulp=MappingProxyType({FORWARD: 2.0, BACKWARD: 4.0}),
+        scales=MappingProxyType(
+            {FORWARD: f"y * {_GUMBEL_SPREAD}", BACKWARD: f"{_SOFTMAX_SCALE} / tau * {_GUMBEL_SPREAD}"}
+        ),
+        peer="F.softmax((x + n) / tau, axis)",
     ),
 )
 
@@ -433,7 +977,7 @@ INITIALIZERS: tuple[Initializer, ...] = (
         peer="torch.nn.init.zeros_",
     ),
     Initializer(
-        name="identity",
+        name="eye",
         formula="gain I (rows × columns)",
         source="Le, Jaitly, Hinton, arXiv:1504.00941",
         distribution="fixed",
@@ -484,7 +1028,7 @@ STABILIZERS: tuple[Stabilizer, ...] = (
         returns=("clipped",),
         backward="(cotangents, grads, clip_value, *, out=None)",
         gradients=("dgrads",),
-        ulp=MappingProxyType({FORWARD: 0.0, BACKWARD: 0.0}),
+        ulp=_EXACT,
         peer="torch.nn.utils.clip_grad_value_",
     ),
     Stabilizer(
@@ -500,9 +1044,9 @@ STABILIZERS: tuple[Stabilizer, ...] = (
     ),
 )
 
-_ROWS: tuple[Operation, ...] = (*ACTIVATIONS, *INITIALIZERS, *STABILIZERS)
+_ROWS: tuple[Operation, ...] = (*ACTIVATIONS, *GATED, *ROWWISE, *INITIALIZERS, *STABILIZERS)
 OPERATIONS: Mapping[str, Operation] = MappingProxyType({row.name: row for row in _ROWS})
-FAMILIES: tuple[str, ...] = ("activations", "initializers", "stabilizers")
+FAMILIES: tuple[str, ...] = ("activations", "gated", "rowwise", "initializers", "stabilizers")
 
 
 def operation(name: str) -> Operation:

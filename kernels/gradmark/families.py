@@ -42,14 +42,15 @@ def families(row: Activation, dtype: str) -> list[Family]:
         "tails": np.concatenate(
             [np.linspace(-vanished - 1, -5, 40), np.linspace(-tail - 0.5, -4, 40), np.linspace(4, vanished, 24)]
         ),
-        "kinks": np.array([k + d for k in row.kinks for d in (0.0, 1e-3, -1e-3, tiny, -tiny)]),
-        "zero of the derivative": np.array([-0.7517915247, -0.7524614, -1.2784645428, -0.75, -1.25, -1.28]),
+        "kinks": np.array([k + d for k in row.kinks for d in (0.0, 1e-3, -1e-3, *_steps(k, dtype))]),
+        "zero of the derivative": np.array([z + d for z in _ZEROS for d in (0.0, 1e-3, -1e-3, *_steps(z, dtype))]),
         "subnormal": _both_signs(np.array([1.0, 2.0, 3.0, 1000.0]) * subnormal),
         "extremal": _both_signs(np.array([tiny, 1.0, huge, huge / 2])),
         "zeros": np.array([0.0, -0.0]),
     }
     finite = [Family(name, rounded(values, dtype)) for name, values in named.items() if values.size]
-    special = {"infinite": np.array([-np.inf, np.inf]), "nan": np.array([np.nan, -np.nan])}
+    # Enough for two vectors of any width and a rest, which other instructions compute.
+    special = {name: np.resize([-value, value], 38) for name, value in (("infinite", np.inf), ("nan", np.nan))}
     return [*finite, *(Family(name, values, finite=False) for name, values in special.items())]
 
 
@@ -60,6 +61,18 @@ def gradients(values: Any, dtype: str) -> Any:
 
 
 _LARGEST_EXPONENT: Mapping[str, int] = {"float16": 15, "bfloat16": 127, "float32": 127, "float64": 1023}
+
+
+_ZEROS = (-0.7517915247, -0.7524614, -0.7511542561, -1.2784645428, 2.5569290856, -1.1924312145, -1.0, -1.5)
+"""Where the derivative of an activation here crosses 0: gelu, gelu_tanh, quick_gelu (and swish of β = 1.702), silu,
+swish of β = -1/2, mish, hard_mish, hard_swish."""
+
+
+def _steps(value: float, dtype: str) -> tuple[float, ...]:
+    """From the value to its neighbours in the dtype (below a power of two they are nearer), and to the third ones."""
+    exponent = max(int(np.frexp(value)[1]) - 1, SMALLEST_EXPONENT[dtype]) if value else SMALLEST_EXPONENT[dtype]
+    step = 2.0 ** (exponent - MANTISSA_BITS[dtype])
+    return step, -step, -step / 2, 3 * step, -3 * step
 
 
 def _both_signs(values: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,10 +15,12 @@ from gradmark.catalog import Activation, Pass
 
 # float64 has 53; the formulas lose at most a few dozen to cancellation where their value is representable.
 _PRECISION_BITS = 300
-_NAMES = ("exp", "expm1", "sqrt", "tanh", "sech")
+_NAMES = ("exp", "expm1", "log1p", "sqrt", "tanh", "sech")
 
-# Beyond this |x| every activation here has reached its limit in float64, so it stands for infinity.
-_AS_GOOD_AS_INFINITE = 1e5
+# At this |x| every activation here is closer to its limit than the precision tells, so it stands for infinity; what
+# is beyond its fifth root, or below the inverse of that, is infinite or 0 there.
+_AS_GOOD_AS_INFINITE = mpmath.mpf("1e1000")
+_FIFTH_ROOT = mpmath.mpf("1e200")
 
 MANTISSA_BITS: Mapping[str, int] = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 SMALLEST_EXPONENT: Mapping[str, int] = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022}
@@ -66,13 +69,15 @@ def partial(row: Activation, name: str, x: float, parameters: Sequence[float]) -
 
 def _evaluate(expression: str, row: Activation, x: float, parameters: Sequence[float]) -> Any:
     variables = ("x", *(p.name for p in row.parameters))
-    with mpmath.workprec(_PRECISION_BITS):
-        if np.isinf(x):
-            finite = function_of(expression, variables)(mpmath.mpf(np.sign(x) * _AS_GOOD_AS_INFINITE), *parameters)
-            if abs(finite) < 1:
-                return mpmath.mpf(0) if abs(finite) < mpmath.mpf("1e-400") else finite
-            return finite if abs(finite) <= _AS_GOOD_AS_INFINITE / 1e4 else mpmath.sign(finite) * mpmath.inf
-        return function_of(expression, variables)(mpmath.mpf(float(x)), *map(mpmath.mpf, parameters))
+    # x - tanh(x) loses twice the bits that x has after the binary point.
+    with mpmath.workprec(_PRECISION_BITS + 2 * max(0, -math.frexp(x)[1])):
+        function, values = function_of(expression, variables), map(mpmath.mpf, parameters)
+        if not np.isinf(x):
+            return function(mpmath.mpf(float(x)), *values)
+        finite = function(float(np.sign(x)) * _AS_GOOD_AS_INFINITE, *values)
+        if abs(finite) < 1 / _FIFTH_ROOT:
+            return mpmath.mpf(0)
+        return finite if abs(finite) < _FIFTH_ROOT else mpmath.sign(finite) * mpmath.inf
 
 
 def ulp(value: Any, dtype: str) -> Any:
@@ -98,14 +103,18 @@ def error_in_ulp(result: float, exact: Any, floor: Any, dtype: str) -> float:
         return 0.0 if np.isnan(result) else float("inf")
     if np.isnan(result):
         return float("inf")
-    top = mpmath.ldexp(2 - mpmath.ldexp(1, -MANTISSA_BITS[dtype]), _largest_exponent(dtype))
     if np.isinf(result):
-        overflows = abs(exact) >= top * (1 - mpmath.ldexp(1, -MANTISSA_BITS[dtype] + 1))
-        return 0.0 if overflows and mpmath.sign(exact) == np.sign(result) else float("inf")
+        return 0.0 if overflows(exact, dtype) and mpmath.sign(exact) == np.sign(result) else float("inf")
     if mpmath.isinf(exact):
         return float("inf")
     scale = ulp(max(abs(exact), floor), dtype)
     return float(abs(mpmath.mpf(result) - exact) / scale)
+
+
+def overflows(exact: Any, dtype: str) -> bool:
+    """Whether the dtype may round |exact| to infinity: from two ULP below its largest number on."""
+    top = mpmath.ldexp(2 - mpmath.ldexp(1, -MANTISSA_BITS[dtype]), _largest_exponent(dtype))
+    return bool(abs(exact) >= top * (1 - mpmath.ldexp(1, -MANTISSA_BITS[dtype] + 1)))
 
 
 def _largest_exponent(dtype: str) -> int:

@@ -42,6 +42,8 @@ _IMAGES = {"small": (4, 4, 8, 8), "cache": (16, 64, 8, 8), "memory": (64, 64, 64
 _LISTS = {"small": (4, 2**8), "cache": (2**8, 2**8), "memory": (4, 2**22)}
 _MATRICES = {"small": (16,), "timed": (4096,), "orthogonal": (512, 2048, 4096)}
 _RESIDUAL_ACTIVATIONS = ("relu", "gelu")
+TRAINING = "training"
+"""The variant of a seeded activation that draws its slopes."""
 _EPS = 1e-5
 """What batch norm adds to the variance: the default of the row's signature."""
 
@@ -92,7 +94,7 @@ class Workload:
     size : str
         One of `SIZES`, or rows×columns of a matrix such as "4096x4096".
     variant : str
-        The activation of residual_add; "" elsewhere.
+        The activation of residual_add; "training" for a seeded activation with a seed; "" elsewhere.
     dtype : str
         "float32" unless another one was asked for.
     """
@@ -265,7 +267,8 @@ def _workloads(row: catalog.Operation, small: bool) -> Iterator[Workload]:
         return
     if isinstance(row, catalog.Stabilizer) and row.name not in _STABILIZER_ARGUMENTS:
         raise LookupError(f"no workload for {row.name!r}: say in _STABILIZER_ARGUMENTS what inputs it needs")
-    variants = _RESIDUAL_ACTIVATIONS if row.name == "residual_add" else ("",)
+    variants: tuple[str, ...] = ("", TRAINING) if isinstance(row, catalog.Activation) and row.seeded else ("",)
+    variants = _RESIDUAL_ACTIVATIONS if row.name == "residual_add" else variants
     for variant in variants:
         for operation_pass in catalog.PASSES:
             for size in ("small",) if small else TIMED_SIZES:
@@ -314,6 +317,10 @@ def _arguments(workload: Workload, target: Target) -> _Arguments:
     inputs = _Inputs(target, workload.dtype)
     if isinstance(row, catalog.Activation):
         return _activation(row, workload, inputs)
+    if isinstance(row, catalog.Gated):
+        return _gated(workload, inputs)
+    if isinstance(row, catalog.Rowwise):
+        return _rowwise(row, workload, inputs)
     if isinstance(row, catalog.Initializer):
         return _initializer(row, workload)
     return _STABILIZER_ARGUMENTS[row.name](workload, inputs)
@@ -326,7 +333,31 @@ def _activation(row: catalog.Activation, workload: Workload, inputs: _Inputs) ->
     # In training a learnable parameter is an array; a number would be converted in every call.
     learnable = tuple(inputs.array(np.full(1, p.default, dtype=np.float32)) for p in row.learnable)
     keywords = {p.name: value for p, value in zip(row.learnable, learnable, strict=True)}
+    keywords |= {p.name: p.usual for p in row.required}
+    if workload.variant == TRAINING:
+        keywords["seed"] = 1
     return _Arguments(positional=(*grads, x), keywords=keywords, out=inputs.empty_like(x))
+
+
+def _gated(workload: Workload, inputs: _Inputs) -> _Arguments:
+    n = math.isqrt(_ELEMENTS[workload.size])
+    half = inputs.normal((n, n // 2))
+    x = inputs.normal((n, n))
+    if workload.operation_pass == catalog.FORWARD:
+        return _Arguments(positional=(x,), out=inputs.empty_like(half))
+    return _Arguments(positional=(half, x), out=inputs.empty_like(x))
+
+
+def _rowwise(row: catalog.Rowwise, workload: Workload, inputs: _Inputs) -> _Arguments:
+    n = math.isqrt(_ELEMENTS[workload.size])
+    keywords = {"seed": 1} if row.seeded else {}
+    x = inputs.normal((n, n))
+    if workload.operation_pass == catalog.FORWARD:
+        return _Arguments(positional=(x,), keywords=keywords, out=inputs.empty_like(x))
+    # No kernel's speed depends on what is saved: any positive y is as good as that of the forward pass.
+    saved = x if row.saved == ("x",) else inputs.array(np.full((n, n), 1 / n, dtype=np.float32))
+    grad = inputs.normal((n, n))
+    return _Arguments(positional=(grad, saved), keywords=keywords, out=inputs.empty_like(x))
 
 
 def _initializer(row: catalog.Initializer, workload: Workload) -> _Arguments:

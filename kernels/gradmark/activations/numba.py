@@ -1,17 +1,24 @@
 """Activations in Numba: one fused, vectorized pass over memory each.
 
 An activation is a pair of scalar functions, the value f(x, p) and the gradient g f'(x, p), made from the elementary
-functions of a dtype `m`; p is 0 where the operation has no parameter. The loops are those of `numerics.fused`.
-`PAIRS` serves other fused kernels (residual_add) as well.
+functions of a dtype `m`. p is the parameter, a tuple of two of them, or 0 where the operation has none. The loops are
+those of `numerics.fused`. `PAIRS` serves other fused kernels (residual_add, the gated units) as well.
+
+Sums of two floats are written high, low. t is |x| throughout, clamped where an infinity would meet a vanished factor.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
-from gradmark.numerics.elementary import Elementary, inlined
+import numpy as np
+
+from gradmark.numerics import philox_numba
+from gradmark.numerics.elementary import inlined
+from gradmark.numerics.functions import Elementary
 from gradmark.numerics.fused import Channelwise, Pointwise
 
 Scalar = Callable[..., Any]
@@ -21,29 +28,33 @@ PAIRS: dict[str, Pair] = {}
 """(value, gradient) of each activation, by name: value(x, p), gradient(g, x, p)."""
 
 
-def pointwise(pair: Pair) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward of an activation whose parameter, if any, is fixed."""
+def pointwise(pair: Pair, parameters: int = 0, *, cheap: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward of an activation with so many parameters, none of them learnable; `cheap` as in `fused`."""
     name = pair.__name__.lstrip("_")
     PAIRS[name] = pair
-    forward_loop = Pointwise(name, 1, lambda m: pair(m)[0])
-    backward_loop = Pointwise(f"{name}_backward", 2, lambda m: pair(m)[1])
+    value = Pointwise(name, 1, lambda m: pair(m)[0], parameters, cheap=cheap)
+    gradient = Pointwise(f"{name}_backward", 2, lambda m: pair(m)[1], parameters, cheap=cheap)
+    if parameters == 0:
+        return (
+            lambda x, out: value((x,), 0.0, out),
+            lambda grad, x, out: gradient((grad, x), 0.0, out),
+        )
+    if parameters == 1:
+        return (
+            lambda x, p, out: value((x,), p, out),
+            lambda grad, x, p, out: gradient((grad, x), p, out),
+        )
+    return (
+        lambda x, p, q, out: value((x,), (p, q), out),
+        lambda grad, x, p, q, out: gradient((grad, x), (p, q), out),
+    )
 
-    def forward(x: Any, *parameter_and_out: Any) -> Any:
-        *parameter, out = parameter_and_out
-        return forward_loop((x,), parameter[0] if parameter else 0.0, out)
 
-    def backward(grad: Any, x: Any, *parameter_and_out: Any) -> Any:
-        *parameter, out = parameter_and_out
-        return backward_loop((grad, x), parameter[0] if parameter else 0.0, out)
-
-    return forward, backward
-
-
-def channelwise(pair: Pair) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def channelwise(pair: Pair, *, cheap: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward of an activation with a learnable parameter; gradient gives (g f'(x), g df/dp)."""
     name = pair.__name__.lstrip("_")
-    forward_loop = Channelwise(name, 1, lambda m: pair(m)[0], sums=False)
-    backward_loop = Channelwise(f"{name}_backward", 2, lambda m: pair(m)[1], sums=True)
+    forward_loop = Channelwise(name, 1, lambda m: pair(m)[0], sums=False, cheap=cheap)
+    backward_loop = Channelwise(f"{name}_backward", 2, lambda m: pair(m)[1], sums=True, cheap=cheap)
 
     def forward(x: Any, parameter: Any, out: Any) -> Any:
         return forward_loop((x,), parameter, out)
@@ -55,25 +66,56 @@ def channelwise(pair: Pair) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return forward, backward
 
 
+def _logistic(m: Elementary) -> tuple[Scalar, Scalar, Scalar]:
+    """What σ and its derivatives are made of, for z = high + low <= 0 and e = exp(z).
+
+    exponential : (high, low) -> e and e_low
+    divided : (a, a_low, e, e_low) -> a / (1 + e)
+    divided_twice : (a, a_low, e, e_low) -> a / (1 + e)²
+    """
+    exp_parts_sum, scale, quotient, fma = m.exp_parts_sum, m.scale, m.quotient, m.fma
+    one, two = m.real(1), m.real(2)
+
+    @inlined
+    def exponential(high: Any, low: Any) -> Any:
+        p, p_low, k = exp_parts_sum(high, low)
+        e = one + p
+        return scale(e, k), scale((p - (e - one)) + p_low, k)
+
+    @inlined
+    def divided(a: Any, a_low: Any, e: Any, e_low: Any) -> Any:
+        d = one + e
+        return quotient(a, a_low, d, ((one - d) + e) + e_low)
+
+    @inlined
+    def divided_twice(a: Any, a_low: Any, e: Any, e_low: Any) -> Any:
+        # (1 + e)² = 1 + e (2 + e).
+        f = two + e
+        d = fma(e, f, one)
+        return quotient(a, a_low, d, fma(e, f, one - d) + e * (e - (f - two)) + e_low * f)
+
+    return exponential, divided, divided_twice
+
+
 def _sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
-    exp, zero, one = m.exp, m.real(0), m.real(1)
+    exp, nothing, zero, one = m.exp, m.nothing, m.real(0), m.real(1)
+    _, divided, divided_twice = _logistic(m)
 
     def value(x: Any, p: Any) -> Any:
         e = exp(-abs(x))
-        s = one / (one + e)
-        return e * s if x < zero else s
+        return divided(e if x < zero else one, nothing, e, nothing)
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
         # s' = s (1 - s) = e / (1 + e)², even in x: no cancellation at either end.
         e = exp(-abs(x))
-        s = one / (one + e)
-        return g * (e * s * s)
+        return g * divided_twice(e, nothing, e, nothing)
 
     return value, gradient
 
 
 def _tanh(m: Elementary) -> tuple[Scalar, Scalar]:
-    tanh, exp, one, minus_two, four = m.tanh, m.exp, m.real(1), m.real(-2), m.real(4)
+    tanh, exp, nothing, minus_two, four = m.tanh, m.exp, m.nothing, m.real(-2), m.real(4)
+    _, _, divided_twice = _logistic(m)
 
     def value(x: Any, p: Any) -> Any:
         return tanh(x)
@@ -81,8 +123,7 @@ def _tanh(m: Elementary) -> tuple[Scalar, Scalar]:
     def gradient(g: Any, x: Any, p: Any) -> Any:
         # tanh' = 1 - tanh² = 4 e / (1 + e)² with e = exp(-2 |x|).
         e = exp(minus_two * abs(x))
-        s = one / (one + e)
-        return g * (four * e * s * s)
+        return g * divided_twice(four * e, nothing, e, nothing)
 
     return value, gradient
 
@@ -137,165 +178,670 @@ def _elu(m: Elementary) -> tuple[Scalar, Scalar]:
 
 
 def _gelu(m: Elementary) -> tuple[Scalar, Scalar]:
-    gaussian, mills, fma = m.gaussian, m.mills, m.fma
-    limit, zero, one = m.tail_limit, m.real(0), m.real(1)
-    minus_density = m.real(-1 / math.sqrt(2 * math.pi))
+    tail, tail_slope, zero, one = m.tail, m.tail_slope, m.real(0), m.real(1)
 
     def value(x: Any, p: Any) -> Any:
         # Φ(x) = Q(-x) for x < 0, 1 - Q(x) above; Q by its own series, so that the tail keeps its digits.
-        t = abs(x)
-        t = limit if t > limit else t
-        tail = t * (gaussian(t) * mills(t))
-        return -tail if x < zero else x - tail
+        q = tail(abs(x))
+        return -q if x < zero else x - q
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
-        # f' = Φ(x) + x φ(x); below 0 it is exp(-t²/2) (Q exp(t²/2) - t / √(2π)), above 0 one minus that.
-        t = abs(x)
-        t = limit if t > limit else t
-        tail = gaussian(t) * fma(minus_density, t, mills(t))
-        return g * (tail if x < zero else one - tail)
+        # f' = Φ(x) + x φ(x): for x < 0 that is Q(t) - t φ(t), above 0 one minus that.
+        slope = tail_slope(abs(x))
+        return g * (-slope if x < zero else one + slope)
 
     return value, gradient
 
 
 def _gelu_tanh(m: Elementary) -> tuple[Scalar, Scalar]:
-    argument, logistic = _gelu_tanh_argument(m), _logistic(m)
-    fma, zero, one = m.fma, m.real(0), m.real(1)
+    argument, (gate_value, gate_slope) = _gelu_tanh_argument(m), _gate(m)
     # Beyond this |x| the logistic function is 0 or 1 in both dtypes: |z| > 800.
     limit = m.real(22.0)
-    scale = math.sqrt(8 / math.pi)
-    slope_constant, slope_square = m.real(scale), m.real(scale * 3 * 0.044715)
 
     def value(x: Any, p: Any) -> Any:
         # x (1 + tanh(z/2)) / 2 = x / (1 + exp(-z)).
-        t = limit if x > limit else x
-        t = -limit if t < -limit else t
-        high, low = argument(t)
-        s, _ = logistic(high, low)
-        return math.copysign(zero, x) if s == zero else x * s
+        t = abs(x)
+        high, low, _, _ = argument(limit if t > limit else t)
+        return gate_value(x, -limit if x < -limit else x, x, high, low)
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
-        # f' = s + x s (1 - s) z'(x), z' = √(8/π) (1 + 3 · 0.044715 x²).
-        t = limit if x > limit else x
-        t = -limit if t < -limit else t
-        high, low = argument(t)
-        s, complement = logistic(high, low)
-        slope = fma(slope_square, t * t, slope_constant)
-        return g * (s * fma(t * slope, complement, one))
+        # f' = s + s (1 - s) x z'(x), z' = √(8/π) (1 + 3 · 0.044715 x²).
+        t = abs(x)
+        high, low, slope, slope_low = argument(limit if t > limit else t)
+        return g * gate_slope(x, high, low, slope, slope_low)
 
     return value, gradient
 
 
 def _gelu_tanh_argument(m: Elementary) -> Scalar:
-    """x -> z = √(8/π) (x + 0.044715 x³) as a sum of two floats: exp turns its absolute error into a relative one."""
-    fma = m.fma
-    constant = math.sqrt(8 / math.pi)
-    constant_high, constant_low = _split(m, math.sqrt(8 / math.pi), _SQRT_8_OVER_PI_REST)
-    cubic_high, cubic_low = _split(m, constant * 0.044715, _CUBIC_REST)
+    """t -> z = √(8/π) (t + 0.044715 t³) and t z'(t), each as a sum of two floats.
+
+    exp turns the absolute error of z into a relative one, and t z' is about to be subtracted from 1 + exp(-z).
+    """
+    two_product, fma, three = m.two_product, m.fma, m.real(3)
+    constant_high, constant_low = _split(m, _SQRT_8_OVER_PI)
+    cubic_high, cubic_low = _split(m, _SQRT_8_OVER_PI * Fraction("0.044715"))
 
     @inlined
-    def argument(x: Any) -> Any:
-        square = x * x
-        square_rest = fma(x, x, -square)
-        term = cubic_high * square
-        term_rest = fma(cubic_high, square, -term) + fma(cubic_high, square_rest, cubic_low * square)
-        total = constant_high + term
-        # Two-sum (Knuth, TAOCP 2, 4.2.2).
-        back = total - constant_high
-        total_rest = (constant_high - (total - back)) + (term - back)
-        rest = total_rest + (term_rest + constant_low)
-        high = x * total
-        return high, fma(x, total, -high) + x * rest
+    def argument(t: Any) -> Any:
+        square, square_low = two_product(t, t)
+        term, term_low = two_product(cubic_high, square)
+        term_low += fma(cubic_high, square_low, cubic_low * square)
+        # √(8/π) + term, and the same with three times the term; two-sums (Knuth, TAOCP 2, 4.2.2).
+        total, total_low = _two_sum(constant_high, term)
+        triple, triple_low = _two_sum(constant_high, three * term)
+        triple_low += fma(three, term, -(three * term))
+        z, z_low = two_product(t, total)
+        v, v_low = two_product(t, triple)
+        z_low += t * (total_low + (term_low + constant_low))
+        v_low += t * (triple_low + fma(three, term_low, constant_low))
+        return z, z_low, v, v_low
 
     return argument
 
 
-def _rest_of_constants() -> tuple[float, float]:
-    """What float64 leaves of √(8/π) and of 0.044715 √(8/π)."""
-    import mpmath
-
-    with mpmath.workdps(60):
-        exact = mpmath.sqrt(8 / mpmath.pi)
-        cubic = exact * mpmath.mpf("0.044715")
-        nearest = math.sqrt(8 / math.pi)
-        return float(exact - mpmath.mpf(nearest)), float(cubic - mpmath.mpf(nearest * 0.044715))
+@inlined
+def _two_sum(a: Any, b: Any) -> Any:
+    total = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
 
 
-_SQRT_8_OVER_PI_REST, _CUBIC_REST = _rest_of_constants()
+def _split(m: Elementary, exact: Fraction) -> tuple[Any, Any]:
+    """A number as a sum of two constants of the dtype."""
+    high = m.real(float(exact))
+    return high, m.real(float(exact - Fraction(float(high))))
 
 
-def _split(m: Elementary, high: float, rest: float) -> tuple[Any, Any]:
-    """The number high + rest as a sum of two constants of the dtype."""
-    first = m.real(high)
-    return first, m.real((high - float(first)) + rest)
+_SQRT_8_OVER_PI = Fraction("1.595769121605730711759784239737527473903")
+_SIXTH = Fraction(1, 6)
+_SELU_SCALE = Fraction("1.0507009873554804934193349852946")
+_SELU_ALPHA = Fraction("1.6732632423543772848170429916717")
 
 
-def _logistic(m: Elementary) -> Scalar:
-    """(high, low) -> s = 1 / (1 + exp(-(high + low))) and 1 - s, neither by a subtraction from 1."""
-    exp_sum, zero, one = m.exp_sum, m.real(0), m.real(1)
+def _gate(m: Elementary) -> tuple[Scalar, Scalar]:
+    """x σ(±z), and its derivative; z >= 0 is given as a sum of two floats, its sign is that of `sign`."""
+    exp_parts_sum, scale, fma = m.exp_parts_sum, m.scale, m.fma
+    nothing, zero, one = m.nothing, m.real(0), m.real(1)
+    exponential, divided, divided_twice = _logistic(m)
+    largest, infinity = m.real(1e4), m.real(math.inf)
 
     @inlined
-    def logistic(high: Any, low: Any) -> Any:
-        e = exp_sum(-abs(high), low if high < zero else -low)
-        larger = one / (one + e)
-        smaller = e * larger
-        return (smaller, larger) if high < zero else (larger, smaller)
+    def value(x: Any, below: Any, sign: Any, high: Any, low: Any) -> Any:
+        # σ(-z) = e / (1 + e), and x e = (x + x p) a b with one rounding less; `below` is x, kept from meeting e = 0
+        # as an infinity.
+        p, _, k = exp_parts_sum(-high, -low)
+        e, _ = exponential(-high, -low)
+        y = divided(scale(fma(below, p, below), k) if sign < zero else x, nothing, e, nothing)
+        # The residual of an infinite quotient is NaN, and that of a zero loses the sign.
+        return x if (sign > zero) & (abs(x) == infinity) else math.copysign(y, x)
 
-    return logistic
+    @inlined
+    def slope(sign: Any, high: Any, low: Any, v: Any, v_low: Any) -> Any:
+        # v = |x z'|. For z < 0: e (1 - v + e) / (1 + e)², where 1 - v is exact near its zero; above 0 one minus that,
+        # (1 + e (1 + v)) / (1 + e)².
+        p, _, k = exp_parts_sum(-high, -low)
+        e, e_low = exponential(-high, -low)
+        v = largest if v > largest else v
+        y = ((one - v) - (v_low - e_low)) + e
+        product = fma(y, p, y)
+        rest = fma(y, p, y - product)
+        below = sign < zero
+        numerator = scale(product, k) if below else fma(e, one + v, one)
+        return divided_twice(numerator, scale(rest, k) if below else zero, e, e_low)
+
+    return value, slope
 
 
 def _swish(m: Elementary) -> tuple[Scalar, Scalar]:
-    fma, logistic, zero, one = m.fma, _logistic(m), m.real(0), m.real(1)
-    largest = m.real(1e4)
+    fma, zero = m.fma, m.real(0)
+    gate_value, gate_slope = _gate(m)
+    exponential, _, divided_twice = _logistic(m)
+    largest, _infinity = m.real(1e4), m.real(math.inf)
 
     @inlined
-    def gate(p: Any, x: Any) -> Any:
-        z = p * x
+    def product(p: Any, x: Any) -> Any:
+        # A zero p times an infinite x is 0 here: x σ(0).
+        z = zero if p == zero else p * x
         # Beyond ±1e4 the rest has no say, and is NaN where z has overflowed.
-        return z, logistic(z, fma(p, x, -z) if abs(z) < largest else zero)
+        low = fma(p, x, -z) if abs(z) < largest else zero
+        return z, abs(z), -low if z < zero else low
 
     def value(x: Any, p: Any) -> Any:
-        _, (s, _) = gate(p, x)
-        return math.copysign(zero, x) if s == zero else x * s
+        z, high, low = product(p, x)
+        below = math.copysign(zero, x) if high > largest else x
+        return gate_value(x, below, z, high, low)
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
-        # df/dx = s + z s (1 - s), df/dp = x² s (1 - s), with z = p x.
-        z, (s, complement) = gate(p, x)
-        # Where exp(-|z|) is 0, an infinite or overflowing z or x² must not meet it as inf · 0.
-        clamped = largest if z > largest else z
-        clamped = -largest if clamped < -largest else clamped
-        curvature = s * complement
+        # df/dx = s + z s (1 - s), df/dp = x² s (1 - s), with z = p x and s (1 - s) = e / (1 + e)².
+        z, high, low = product(p, x)
+        e, e_low = exponential(-high, -low)
+        curvature = divided_twice(e, e_low, e, e_low)
+        # An infinite or overflowing x² must not meet e = 0 as inf · 0.
         partial = zero if curvature == zero else g * (x * curvature * x)
-        return g * (s * fma(clamped, complement, one)), partial
+        return g * gate_slope(z, high, low, high, low), partial
 
     return value, gradient
 
 
 def _silu(m: Elementary) -> tuple[Scalar, Scalar]:
-    fma, logistic, zero, one = m.fma, _logistic(m), m.real(0), m.real(1)
-    largest = m.real(1e4)
+    zero, nothing, farthest = m.real(0), m.nothing, m.farthest
+    gate_value, gate_slope = _gate(m)
 
     def value(x: Any, p: Any) -> Any:
-        s, _ = logistic(x, zero)
-        return math.copysign(zero, x) if s == zero else x * s
+        return gate_value(x, -farthest if x < -farthest else x, x, abs(x), zero)
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
-        # f' = s + x s (1 - s); beyond ±1e4, s (1 - s) is 0 and must not meet an infinity.
-        s, complement = logistic(x, zero)
-        clamped = largest if x > largest else x
-        clamped = -largest if clamped < -largest else clamped
-        return g * (s * fma(clamped, complement, one))
+        # f' = s + x s (1 - s).
+        t = abs(x)
+        return g * gate_slope(x, t, nothing, t, nothing)
 
     return value, gradient
 
 
+def _relu6(m: Elementary) -> tuple[Scalar, Scalar]:
+    zero, six = m.real(0), m.real(6)
+
+    def value(x: Any, p: Any) -> Any:
+        y = zero if x < zero else x
+        return six if y > six else y
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        return zero if (x <= zero) | (x >= six) else g
+
+    return value, gradient
+
+
+def _squared_relu(m: Elementary) -> tuple[Scalar, Scalar]:
+    zero = m.real(0)
+
+    def value(x: Any, p: Any) -> Any:
+        return zero if x < zero else x * x
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        # Doubled last: 2 x may be infinite where g x is not.
+        y = g * x
+        return zero if x <= zero else y + y
+
+    return value, gradient
+
+
+def _rrelu(m: Elementary) -> tuple[Scalar, Scalar]:
+    zero = m.real(0)
+
+    def value(x: Any, p: Any) -> Any:
+        return p * x if x < zero else x
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        return g if x > zero else p * g
+
+    return value, gradient
+
+
+def _celu(m: Elementary) -> tuple[Scalar, Scalar]:
+    expm1_sum, fma, zero, one, largest = m.expm1_sum, m.fma, m.real(0), m.real(1), m.real(1e4)
+    exponential, _, _ = _logistic(m)
+
+    @inlined
+    def scaled(x: Any, p: Any) -> Any:
+        """x / p as a sum of two floats; beyond -1e4 the rest has no say, and is NaN where the quotient overflows."""
+        inverse = one / p
+        z = x * inverse
+        return z, fma(-z, p, x) * inverse if z > -largest else zero
+
+    def value(x: Any, p: Any) -> Any:
+        z, low = scaled(x, p)
+        return x if x > zero else p * expm1_sum(z, low)
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        # (p (exp(x / p) - 1))' = exp(x / p).
+        z, low = scaled(x if x <= zero else zero, p)
+        e, _ = exponential(z, low)
+        return g * e
+
+    return value, gradient
+
+
+def _selu(m: Elementary) -> tuple[Scalar, Scalar]:
+    exp_parts, expm1, fma, scale_by = m.exp_parts, m.expm1, m.fma, m.scale
+    _nothing, zero = m.nothing, m.real(0)
+    scale, _ = _split(m, _SELU_SCALE)
+    product, product_low = _split(m, _SELU_SCALE * _SELU_ALPHA)
+
+    def value(x: Any, p: Any) -> Any:
+        y = expm1(x)
+        return x * scale if x > zero else fma(y, product, y * product_low)
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        q, q_low, k = exp_parts(x if x <= zero else zero)
+        below = scale_by(product + fma(product, q, fma(product, q_low, product_low)), k)
+        return g * (below if x <= zero else scale)
+
+    return value, gradient
+
+
+def _hard_sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
+    fma, zero, one, three = m.fma, m.real(0), m.real(1), m.real(3)
+    sixth, sixth_low = _split(m, _SIXTH)
+
+    def value(x: Any, p: Any) -> Any:
+        # x + 3 is exact near -3.
+        shifted = x + three
+        y = fma(shifted, sixth, shifted * sixth_low)
+        y = zero if x <= -three else y
+        return one if x >= three else y
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        return zero if (x <= -three) | (x >= three) else fma(g, sixth, g * sixth_low)
+
+    return value, gradient
+
+
+def _hard_tanh(m: Elementary) -> tuple[Scalar, Scalar]:
+    zero = m.real(0)
+
+    def value(x: Any, p: Any) -> Any:
+        y = p[0] if x < p[0] else x
+        return p[1] if x > p[1] else y
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        return zero if (x <= p[0]) | (x >= p[1]) else g
+
+    return value, gradient
+
+
+def _hard_swish(m: Elementary) -> tuple[Scalar, Scalar]:
+    fma, zero, two, three = m.fma, m.real(0), m.real(2), m.real(3)
+    sixth, sixth_low = _split(m, _SIXTH)
+
+    def value(x: Any, p: Any) -> Any:
+        y = x * (x + three)
+        # The two terms of a zero have different signs.
+        y = math.copysign(zero if x <= -three else fma(y, sixth, y * sixth_low), x)
+        return x if x >= three else y
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        # (x (x + 3) / 6)' = (2 x + 3) / 6.
+        slope = fma(two, x, three)
+        dx = g * fma(slope, sixth, slope * sixth_low)
+        dx = zero if x <= -three else dx
+        return g if x >= three else dx
+
+    return value, gradient
+
+
+def _hard_mish(m: Elementary) -> tuple[Scalar, Scalar]:
+    zero, one, two, half = m.real(0), m.real(1), m.real(2), m.real(0.5)
+
+    def value(x: Any, p: Any) -> Any:
+        y = x * (half * (x + two))
+        y = math.copysign(zero, x) if x <= -two else y
+        return x if x >= zero else y
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        # (x (x + 2) / 2)' = x + 1.
+        dx = zero if x < -two else g * (x + one)
+        return g if x >= zero else dx
+
+    return value, gradient
+
+
+def _threshold(m: Elementary) -> tuple[Scalar, Scalar]:
+    zero = m.real(0)
+
+    def value(x: Any, p: Any) -> Any:
+        return p[1] if x <= p[0] else x
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        return zero if x <= p[0] else g
+
+    return value, gradient
+
+
+def _softshrink(m: Elementary) -> tuple[Scalar, Scalar]:
+    zero = m.real(0)
+
+    def value(x: Any, p: Any) -> Any:
+        y = x - p if x > p else x + p
+        return math.copysign(zero, x) if abs(x) <= p else y
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        return zero if abs(x) <= p else g
+
+    return value, gradient
+
+
+def _hardshrink(m: Elementary) -> tuple[Scalar, Scalar]:
+    zero = m.real(0)
+
+    def value(x: Any, p: Any) -> Any:
+        return math.copysign(zero, x) if abs(x) <= p else x
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        return zero if abs(x) <= p else g
+
+    return value, gradient
+
+
+def _tanhshrink(m: Elementary) -> tuple[Scalar, Scalar]:
+    tanhshrink, tanh_squared = m.tanhshrink, m.tanh_squared
+
+    def value(x: Any, p: Any) -> Any:
+        return tanhshrink(x)
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        # 1 - tanh' = tanh².
+        return g * tanh_squared(x)
+
+    return value, gradient
+
+
+def _softsign(m: Elementary) -> tuple[Scalar, Scalar]:
+    fma, one, two = m.fma, m.real(1), m.real(2)
+    # Beyond it t / (1 + t) is 1.
+    largest = m.real(1e20)
+
+    def value(x: Any, p: Any) -> Any:
+        t = abs(x)
+        t = largest if t > largest else t
+        return math.copysign(t / (one + t), x)
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        # (x / (1 + |x|))' = 1 / (1 + |x|)², with (1 + t)² = 1 + t (2 + t).
+        t = abs(x)
+        return g / fma(t, two + t, one)
+
+    return value, gradient
+
+
+def _softplus(m: Elementary) -> tuple[Scalar, Scalar]:
+    log1p_unit, exp_parts_sum, scale, fma, nothing = m.log1p_unit, m.exp_parts_sum, m.scale, m.fma, m.nothing
+    zero, one, largest = m.real(0), m.real(1), m.real(1e4)
+    lifted_below, lift, lowered = m.real(-50), 64, m.real(2.0**-64)
+    exponential, divided, _ = _logistic(m)
+
+    @inlined
+    def product(x: Any, p: Any) -> Any:
+        z = p * x
+        # Beyond ±1e4 the rest has no say, and is NaN where z has overflowed.
+        low = fma(p, x, -z) if abs(z) < largest else zero
+        return z, -abs(z), low if z < zero else -low
+
+    def value(x: Any, p: Any) -> Any:
+        # log(1 + exp z) = max(z, 0) + log(1 + exp(-|z|)).
+        z, high, low = product(x, p[0])
+        e, e_low = exponential(high, low)
+        # log(1 + e) is e where e may be subnormal. It is lifted from there for the division, which would magnify what
+        # e has lost.
+        q, _, k = exp_parts_sum(high, low)
+        tiny = high < lifted_below
+        y = (scale(one + q, k + lift) if tiny else log1p_unit(e, e_low)) / p[0]
+        y = y * lowered if tiny else y
+        y = y if z < zero else x + y
+        return x if z > p[1] else y
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        z, high, low = product(x, p[0])
+        e, _ = exponential(high, low)
+        slope = divided(e if z < zero else one, nothing, e, nothing)
+        return g * (one if z > p[1] else slope)
+
+    return value, gradient
+
+
+def _log_sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
+    exp, log1p_unit, nothing, zero, one = m.exp, m.log1p_unit, m.nothing, m.real(0), m.real(1)
+    exponential, divided, _ = _logistic(m)
+
+    def value(x: Any, p: Any) -> Any:
+        # -log(1 + exp(-x)) = min(x, 0) - log(1 + exp(-|x|)).
+        y = log1p_unit(*exponential(-abs(x), nothing))
+        return x - y if x < zero else -y
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        # 1 - s = 1 / (1 + exp(x)).
+        e = exp(-abs(x))
+        return g * divided(one if x < zero else e, nothing, e, nothing)
+
+    return value, gradient
+
+
+def _mish(m: Elementary) -> tuple[Scalar, Scalar]:
+    exp_parts, quotient, scale, fma = m.exp_parts, m.quotient, m.scale, m.fma
+    zero, one, two, four, six = m.real(0), m.real(1), m.real(2), m.real(4), m.real(6)
+    nothing, farthest = m.nothing, m.farthest
+    exponential, _, _ = _logistic(m)
+
+    @inlined
+    def denominator(e: Any, below: Any) -> Any:
+        """n + 2 with n = e (e + 2) for x < 0; above 0, 1 + 2 E + 2 E²: as a sum of two floats."""
+        f = two + e if below else one + e
+        f_low = e - (f - (two if below else one))
+        factor = e if below else two * e
+        start = two if below else one
+        d = fma(factor, f, start)
+        return d, fma(factor, f, start - d) + factor * f_low
+
+    def value(x: Any, p: Any) -> Any:
+        # tanh(log(1 + e^x)) = n / (n + 2), n = e (e + 2), e = e^x; above 0 it is 1 - 2 E² / (1 + 2 E + 2 E²), E = e^-x.
+        below = x < zero
+        t = abs(x)
+        t = farthest if t > farthest else t
+        q, _, k = exp_parts(-t)
+        e, _ = exponential(-t, nothing)
+        # t e (2 + e), or 2 t e².
+        f = two + e
+        y = t * (f if below else two * e)
+        y_low = fma(t, f, -y) + t * (e - (f - two)) if below else zero
+        high = fma(y, q, y)
+        low = fma(y, q, y - high) + y_low
+        d, d_low = denominator(e, below)
+        w = quotient(scale(high, k), scale(low, k), d, d_low)
+        return -w if below else x - w
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        # With w = n / (n + 2): w + x w' = e (e³ + 4 e² + 6 e + 4 + 4 x (e + 1)) / (n + 2)², ordered so that 1 - |x| is
+        # exact near the zero of it; above 0, both w and x w' in E = e^-x.
+        below = x < zero
+        t = abs(x)
+        t = farthest if t > farthest else t
+        q, _, k = exp_parts(-t)
+        e, e_low = exponential(-t, nothing)
+        f, base = e + four, fma(-four, t, six)
+        h = fma(e, f, base)
+        h_low = fma(e, f, base - h) + e * (e - (f - four))
+        y = fma(e, h, four * (one - t))
+        y_low = fma(e, h_low, e_low * h)
+        high = fma(y, q, y)
+        low = fma(y, q, y - high) + fma(y_low, q, y_low)
+        d, d_low = denominator(e, below)
+        above = fma(fma(two, e, one), d, four * t * (e * e) * (one + e))
+        square = d * d
+        square_low = fma(d, d, -square) + two * d * d_low
+        numerator, numerator_low = (scale(high, k), scale(low, k)) if below else (above, zero)
+        return g * quotient(numerator, numerator_low, square, square_low)
+
+    return value, gradient
+
+
+def _quick_gelu(m: Elementary) -> tuple[Scalar, Scalar]:
+    fma, farthest = m.fma, m.farthest
+    gate_value, gate_slope = _gate(m)
+    slope, slope_low = _split(m, Fraction("1.702"))
+
+    @inlined
+    def product(x: Any) -> Any:
+        t = abs(x)
+        t = farthest if t > farthest else t
+        z = slope * t
+        return z, fma(slope, t, -z) + slope_low * t
+
+    def value(x: Any, p: Any) -> Any:
+        high, low = product(x)
+        return gate_value(x, -farthest if x < -farthest else x, x, high, low)
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        high, low = product(x)
+        return g * gate_slope(x, high, low, high, low)
+
+    return value, gradient
+
+
+def _squareplus(m: Elementary) -> tuple[Scalar, Scalar]:
+    fma, quotient, nothing = m.fma, m.quotient, m.nothing
+    zero, one, half, infinity = m.real(0), m.real(1), m.real(0.5), m.real(math.inf)
+    # From here on x² would overflow; |x| and √b are scaled down by the factor.
+    bits = 64 if m.dtype == "float32" else 512
+    limit, down, up = m.real(2.0 ** (bits - 5)), m.real(2.0 ** -(bits + 2)), m.real(2.0 ** (bits + 2))
+
+    @inlined
+    def root(x: Any, b: Any) -> Any:
+        """|x| and √(x² + b), both scaled by the factor; the factor and its inverse."""
+        t = abs(x)
+        large = t > limit
+        scale = down if large else one
+        t = t * scale
+        return t, math.sqrt(fma(t, t, b * scale * scale)), scale, up if large else one
+
+    def value(x: Any, p: Any) -> Any:
+        # For x < 0, (x + r) / 2 = b / (2 (r - x)) without the cancellation.
+        t, r, scale, inverse = root(x, p)
+        total = r + t
+        below = quotient(half * p, nothing, total, t - (total - r)) * scale
+        below = zero if x == -infinity else below
+        return below if x < zero else half * total * inverse
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        # f' = (1 + x / r) / 2; for x < 0 that is b / (2 r (r + |x|)), above 0 one minus that.
+        t, r, scale, _ = root(x, p)
+        b = p * scale * scale
+        square = fma(t, t, b)
+        d = fma(r, t, square)
+        d_low = fma(r, t, square - d) + fma(t, t, b - square)
+        w = quotient(half * b, nothing, d, d_low)
+        w = zero if abs(x) == infinity else w
+        return g * w if x < zero else g * (one - w)
+
+    return value, gradient
+
+
+def _sparse_plus(m: Elementary) -> tuple[Scalar, Scalar]:
+    zero, one, half = m.real(0), m.real(1), m.real(0.5)
+
+    def value(x: Any, p: Any) -> Any:
+        root = half * (x + one)
+        y = zero if x <= -one else root * root
+        return x if x >= one else y
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        # ((x + 1)² / 4)' = (x + 1) / 2.
+        dx = zero if x <= -one else g * (half * (x + one))
+        return g if x >= one else dx
+
+    return value, gradient
+
+
+def _sparse_sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
+    zero, one, half = m.real(0), m.real(1), m.real(0.5)
+
+    def value(x: Any, p: Any) -> Any:
+        y = zero if x <= -one else half * (x + one)
+        return one if x >= one else y
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        return zero if (x <= -one) | (x >= one) else half * g
+
+    return value, gradient
+
+
+def _exponential(m: Elementary) -> tuple[Scalar, Scalar]:
+    exp, exp_parts, scale, one = m.exp, m.exp_parts, m.scale, m.real(1)
+    # exp(x) overflows long before, but g exp(x) need not.
+    largest = m.real(174 if m.dtype == "float32" else 1400)
+
+    def value(x: Any, p: Any) -> Any:
+        return exp(x)
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        q, _, k = exp_parts(largest if x > largest else x)
+        return scale(g * (one + q), k)
+
+    return value, gradient
+
+
+def _identity(m: Elementary) -> tuple[Scalar, Scalar]:
+    def value(x: Any, p: Any) -> Any:
+        return x
+
+    def gradient(g: Any, x: Any, p: Any) -> Any:
+        return g
+
+    return value, gradient
+
+
+def _seeded(pair: Pair) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward of a slope that is the mean of two parameters, or with a seed drawn between them."""
+    fixed, fixed_backward = pointwise(pair, 1, cheap=True)
+    name = pair.__name__.lstrip("_")
+    drawn = Pointwise(f"{name}_seeded", 2, lambda m: _with_slopes(pair(m)[0], 1))
+    drawn_backward = Pointwise(f"{name}_seeded_backward", 3, lambda m: _with_slopes(pair(m)[1], 2))
+
+    def slopes(like: Any, lower: float, upper: float, seed: int) -> Any:
+        found = np.empty(like.shape, like.dtype)
+        philox_numba.fill_uniform(found.reshape(-1), 0, seed, lower, upper)
+        return found
+
+    def forward(x: Any, lower: float, upper: float, seed: int | None, out: Any) -> Any:
+        if seed is None:
+            return fixed(x, (lower + upper) / 2, out)
+        return drawn((slopes(x, lower, upper, seed), x), 0.0, out)
+
+    def backward(grad: Any, x: Any, lower: float, upper: float, seed: int | None, out: Any) -> Any:
+        if seed is None:
+            return fixed_backward(grad, x, (lower + upper) / 2, out)
+        return drawn_backward((slopes(x, lower, upper, seed), grad, x), 0.0, out)
+
+    return forward, backward
+
+
+def _with_slopes(function: Scalar, arrays: int) -> Scalar:
+    """The function with its parameter read from a first array."""
+    function = inlined(function)
+    if arrays == 1:
+        return lambda slope, x, p: function(x, slope)
+    return lambda slope, g, x, p: function(g, x, slope)
+
+
 sigmoid, sigmoid_backward = pointwise(_sigmoid)
 tanh, tanh_backward = pointwise(_tanh)
-relu, relu_backward = pointwise(_relu)
-leaky_relu, leaky_relu_backward = pointwise(_leaky_relu)
-prelu, prelu_backward = channelwise(_prelu)
-elu, elu_backward = pointwise(_elu)
+relu, relu_backward = pointwise(_relu, cheap=True)
+leaky_relu, leaky_relu_backward = pointwise(_leaky_relu, 1, cheap=True)
+prelu, prelu_backward = channelwise(_prelu, cheap=True)
+elu, elu_backward = pointwise(_elu, 1)
 gelu, gelu_backward = pointwise(_gelu)
 gelu_tanh, gelu_tanh_backward = pointwise(_gelu_tanh)
 swish, swish_backward = channelwise(_swish)
 silu, silu_backward = pointwise(_silu)
+relu6, relu6_backward = pointwise(_relu6, cheap=True)
+squared_relu, squared_relu_backward = pointwise(_squared_relu, cheap=True)
+rrelu, rrelu_backward = _seeded(_rrelu)
+celu, celu_backward = pointwise(_celu, 1)
+selu, selu_backward = pointwise(_selu)
+hard_sigmoid, hard_sigmoid_backward = pointwise(_hard_sigmoid, cheap=True)
+hard_tanh, hard_tanh_backward = pointwise(_hard_tanh, 2, cheap=True)
+hard_swish, hard_swish_backward = pointwise(_hard_swish, cheap=True)
+hard_mish, hard_mish_backward = pointwise(_hard_mish, cheap=True)
+threshold, threshold_backward = pointwise(_threshold, 2, cheap=True)
+softshrink, softshrink_backward = pointwise(_softshrink, 1, cheap=True)
+hardshrink, hardshrink_backward = pointwise(_hardshrink, 1, cheap=True)
+tanhshrink, tanhshrink_backward = pointwise(_tanhshrink)
+softsign, softsign_backward = pointwise(_softsign)
+softplus, softplus_backward = pointwise(_softplus, 2)
+log_sigmoid, log_sigmoid_backward = pointwise(_log_sigmoid)
+mish, mish_backward = pointwise(_mish)
+quick_gelu, quick_gelu_backward = pointwise(_quick_gelu)
+squareplus, squareplus_backward = pointwise(_squareplus, 1)
+sparse_plus, sparse_plus_backward = pointwise(_sparse_plus, cheap=True)
+sparse_sigmoid, sparse_sigmoid_backward = pointwise(_sparse_sigmoid, cheap=True)
+exponential, exponential_backward = pointwise(_exponential)
+identity, identity_backward = pointwise(_identity, cheap=True)

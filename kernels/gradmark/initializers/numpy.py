@@ -42,7 +42,7 @@ def constant(shape: tuple[int, ...], dtype: Any, device: str, value: float) -> A
     return np.full(shape, value, dtype)
 
 
-def identity(shape: tuple[int, ...], dtype: Any, device: str, gain: float) -> Any:
+def eye(shape: tuple[int, ...], dtype: Any, device: str, gain: float) -> Any:
     """`gain` on the main diagonal, 0 elsewhere."""
     weights = np.zeros(shape, dtype)
     np.fill_diagonal(weights, gain)

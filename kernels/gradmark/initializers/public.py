@@ -21,7 +21,7 @@ from typing import Any
 
 from gradmark.arrays import ArrayLibrary, finite_number
 from gradmark.catalog import Initializer, Parameter
-from gradmark.numerics.philox import LARGEST_NORMAL, interval
+from gradmark.numerics.philox import LARGEST_NORMAL, check_seed, interval
 from gradmark.signatures import define
 
 
@@ -93,15 +93,6 @@ def check_shape(shape: Any) -> tuple[int, ...]:
     if len(lengths) > _DIMENSIONS:
         raise ValueError(f"shape has {len(lengths)} dimensions; at most {_DIMENSIONS} are accepted")
     return tuple(int(length) for length in lengths)
-
-
-def check_seed(seed: Any) -> int:
-    """`seed` as an int; TypeError or ValueError unless it is one with 0 <= seed < 2**64."""
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
-        raise TypeError(f"seed must be an int with 0 <= seed < 2**64, got {seed!r} of type {type(seed).__name__}")
-    if not 0 <= int(seed) < 2**64:
-        raise ValueError(f"seed must be an int with 0 <= seed < 2**64, got {seed!r}")
-    return int(seed)
 
 
 _DIMENSIONS = 64
@@ -181,7 +172,7 @@ def _check_orthogonal(row: Initializer, shape: tuple[int, ...], dtype: str, *, g
     _check_range(row, shape, dtype, gain=gain)
 
 
-def _check_identity(row: Initializer, shape: tuple[int, ...], dtype: str, *, gain: float) -> None:
+def _check_eye(row: Initializer, shape: tuple[int, ...], dtype: str, *, gain: float) -> None:
     if len(shape) != 2:
         raise ValueError(f"{row.name} needs a shape (rows, columns) of exactly 2 dimensions, got shape {shape}")
     _check_range(row, shape, dtype, gain=gain)
@@ -198,7 +189,7 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "normal": _check_normal,
     "orthogonal": _check_orthogonal,
     "constant": _check_range,
-    "identity": _check_identity,
+    "eye": _check_eye,
 }
 """What each initializer asks of its shape and parameters."""
 
@@ -245,7 +236,7 @@ def _doc(row: Initializer) -> str:
     dimensions = "of any number of dimensions"
     if (row.of is not None and row.seeded) or row.distribution == "orthogonal":
         dimensions = "of at least 2 dimensions"
-    elif row.name == "identity":
+    elif row.name == "eye":
         dimensions = "of exactly 2 dimensions"
     seed = _SEED.format(_SAME_SEED[row.distribution]) if row.seeded else ""
     parameters = "".join(map(_parameter_doc, row.parameters))

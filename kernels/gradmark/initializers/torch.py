@@ -41,7 +41,7 @@ def constant(shape: tuple[int, ...], dtype: Any, device: str, value: float) -> A
     return torch.full(shape, value, dtype=dtype, device=device)
 
 
-def identity(shape: tuple[int, ...], dtype: Any, device: str, gain: float) -> Any:
+def eye(shape: tuple[int, ...], dtype: Any, device: str, gain: float) -> Any:
     """`gain` on the main diagonal, 0 elsewhere."""
     weights = torch.zeros(shape, dtype=dtype, device=device)
     weights.fill_diagonal_(gain)

@@ -59,7 +59,7 @@ def source_hash() -> str:
     """A hash of every source file below the package's kernel folders."""
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for subpackage in ("numerics", "activations", "initializers", "stabilizers"):
+    for subpackage in ("numerics", "activations", "gated", "rowwise", "initializers", "stabilizers"):
         for path in sorted((package / subpackage).glob("*.py")):
             digest.update(path.name.encode())
             digest.update(path.read_bytes())

@@ -13,11 +13,15 @@ from typing import Any
 
 import mpmath
 
-# (degree of the quotient in r, degree of the tail in u), for each dtype. The degrees are the smallest whose
-# truncation error (printed beside the result) lies below a quarter of the dtype's rounding unit.
-DEGREES = {"float32": (5, 10), "float64": (10, 23)}
+# Degrees of the polynomials, by dtype. They are the smallest whose truncation error lies below a quarter of the
+# dtype's rounding unit, relative to the function that the polynomial serves.
+DEGREES = {
+    "float32": {"EXP_QUOTIENT": 4, "SCALED_TAIL": 10, "TAIL_SLOPE": 8, "ATANH_QUOTIENT": 3, "TANHSHRINK": 12},
+    "float64": {"EXP_QUOTIENT": 9, "SCALED_TAIL": 23, "TAIL_SLOPE": 21, "ATANH_QUOTIENT": 9, "TANHSHRINK": 26},
+}
 TAIL_SHIFT = 4
 TAIL_LIMIT = {"float32": 15, "float64": 40}
+TANHSHRINK_LIMIT = 2
 
 
 def exp_quotient(r: Any) -> Any:
@@ -36,6 +40,37 @@ def scaled_tail(u: Any) -> Any:
     a = mpmath.mpf(TAIL_SHIFT)
     t = a * (1 + u) / (1 - u)
     return (t + a) * mpmath.exp(t * t / 2) * mpmath.erfc(t / mpmath.sqrt(2)) / 2
+
+
+def tail_zero() -> Any:
+    """The t at which Q(t) - t φ(t) is 0."""
+    return mpmath.findroot(lambda t: _mills(t) - t / mpmath.sqrt(2 * mpmath.pi), mpmath.mpf("0.7518"))
+
+
+def tail_slope(u: Any) -> Any:
+    """(t φ(t) - Q(t)) exp(t²/2) / (t - t₀), with t = a (1 + u) / (1 - u) as in `scaled_tail`."""
+    a = mpmath.mpf(TAIL_SHIFT)
+    t = a * (1 + u) / (1 - u)
+    return (t / mpmath.sqrt(2 * mpmath.pi) - _mills(t)) / (t - tail_zero())
+
+
+def _mills(t: Any) -> Any:
+    return mpmath.exp(t * t / 2) * mpmath.erfc(t / mpmath.sqrt(2)) / 2
+
+
+def atanh_quotient(v: Any) -> Any:
+    """(atanh(s) - s) / s³ with v = s²."""
+    if v < mpmath.mpf("1e-12"):
+        return mpmath.mpf(1) / 3 + v / 5 + v * v / 7
+    s = mpmath.sqrt(v)
+    return (mpmath.atanh(s) - s) / (v * s)
+
+
+def tanhshrink(s: Any) -> Any:
+    """(x - tanh(x)) / x³ with x² = 2 (1 + s)."""
+    v = (1 + s) * mpmath.mpf(TANHSHRINK_LIMIT) ** 2 / 2
+    x = mpmath.sqrt(v)
+    return (x - mpmath.tanh(x)) / (v * x)
 
 
 def interpolate(function: Callable[[Any], Any], low: Any, high: Any, degree: int) -> list[Any]:
@@ -74,15 +109,22 @@ def _combine(current: list[Any], previous: list[Any], slope: Any, shift: Any, co
 def fit(dtype: str) -> dict[str, list[Any]]:
     """The coefficients of one dtype, unrounded, by rising powers."""
     with mpmath.workdps(60):
-        half_log2 = mpmath.log(2) / 2
         limit = mpmath.mpf(TAIL_LIMIT[dtype])
         u_limit = (limit - TAIL_SHIFT) / (limit + TAIL_SHIFT)
-        exp_degree, tail_degree = DEGREES[dtype]
         # The interval of r is a little wider than ln(2) / 2: the reduction itself rounds.
-        edge = half_log2 * (1 + mpmath.mpf(2) ** -10)
+        edge = mpmath.log(2) / 2 * (1 + mpmath.mpf(2) ** -10)
+        one = mpmath.mpf(1)
+        intervals = {
+            "EXP_QUOTIENT": (exp_quotient, -edge, edge),
+            "SCALED_TAIL": (scaled_tail, -one, u_limit),
+            "TAIL_SLOPE": (tail_slope, -one, u_limit),
+            # log(1 + e) with 0 <= e <= 1 has s = e / (2 + e) <= 1/3; log has |s| < 0.18.
+            "ATANH_QUOTIENT": (atanh_quotient, mpmath.mpf(0), one / 9),
+            "TANHSHRINK": (tanhshrink, -one, one),
+        }
         return {
-            "EXP_QUOTIENT": interpolate(exp_quotient, -edge, edge, exp_degree),
-            "SCALED_TAIL": interpolate(scaled_tail, mpmath.mpf(-1), u_limit, tail_degree),
+            name: interpolate(function, low, high, DEGREES[dtype][name])
+            for name, (function, low, high) in intervals.items()
         }
 
 
@@ -100,14 +142,28 @@ def module_source() -> str:
         "from __future__ import annotations",
         "",
         f"TAIL_SHIFT = {float(TAIL_SHIFT)}",
+        f"TAIL_LIMIT = {{{', '.join(f'{dtype!r}: {float(t)}' for dtype, t in TAIL_LIMIT.items())}}}".replace("'", '"'),
+        f"TAIL_ZERO = {_zero_in_two_parts()}",
     ]
-    for name in ("EXP_QUOTIENT", "SCALED_TAIL"):
+    fits = {dtype: fit(dtype) for dtype in DEGREES}
+    for name in DEGREES["float32"]:
         lines += ["", f"{name}: dict[str, tuple[float, ...]] = {{"]
-        for dtype in DEGREES:
-            numbers = [f"        {rounded(c, dtype)!r}," for c in fit(dtype)[name]]
+        for dtype, found in fits.items():
+            numbers = [f"        {rounded(c, dtype)!r}," for c in found[name]]
             lines += [f'    "{dtype}": (', *numbers, "    ),"]
         lines.append("}")
+    lines += ["", "SCALED_TAIL_LOW: dict[str, tuple[float, float]] = {"]
+    for dtype, found in fits.items():
+        first, second = (rounded(c - mpmath.mpf(rounded(c, dtype)), dtype) for c in found["SCALED_TAIL"][:2])
+        lines.append(f'    "{dtype}": ({first!r}, {second!r}),')
+    lines += ["}", '"""What rounding has taken from the first two coefficients of SCALED_TAIL."""']
     return "\n".join(lines) + "\n"
+
+
+def _zero_in_two_parts() -> tuple[float, float]:
+    with mpmath.workdps(60):
+        zero = tail_zero()
+        return float(zero), float(zero - mpmath.mpf(float(zero)))
 
 
 if __name__ == "__main__":

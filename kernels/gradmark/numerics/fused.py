@@ -1,11 +1,17 @@
 """One loop for every elementwise kernel: vectorized, serial below a measured size, parallel above it.
 
 A kernel is a small function of scalars, `f(a, p)`, `f(a, b, p)` or `f(a, b, c, p)`: up to three array elements and
-one parameter (0 where the operation has none). `Pointwise` runs it over whole arrays in a single pass. `Channelwise`
-does so with one parameter per channel, and, for a function that returns a pair, sums the second result into the
-gradient of that parameter in the same pass.
+the parameter (a tuple of two where there are two, 0 where there is none). `Pointwise` runs it over whole arrays in a
+single pass. `Channelwise` does so with one parameter per channel, and, for a function that returns a pair, sums the
+second result into the gradient of that parameter in the same pass.
 
 The order of every sum depends on the shape alone, so results do not depend on the number of threads.
+
+Three loops serve one kernel, with the same bits:
+- plain: LLVM checks at run time that input and output do not overlap, and leaves the vector loop if they do;
+- in place: so where the output is an input, that input is not a second array but the output itself;
+- streaming: the output of a cheap kernel, if it is beyond the last-level cache, is computed into a small buffer and
+  stored past the caches, which spares the memory the reading of what is about to be overwritten.
 """
 
 from __future__ import annotations
@@ -19,7 +25,9 @@ import numpy as np
 from numba import prange, types
 
 from gradmark.numerics.compile_cache import jit
-from gradmark.numerics.elementary import Elementary, add_in_any_order, elementary, inlined
+from gradmark.numerics.elementary import add_in_any_order, elementary, inlined
+from gradmark.numerics.functions import Elementary
+from gradmark.numerics.streaming import fence, last_level_cache, store_past_caches
 
 Kernel = Callable[..., Any]
 Maker = Callable[[Elementary], Kernel]
@@ -27,11 +35,18 @@ Maker = Callable[[Elementary], Kernel]
 CHUNK = 1 << 14
 """Elements that one thread handles at a time: inputs and output of a chunk stay in a core's own cache."""
 PARALLEL_FROM = 1 << 15
-"""Elements from which several threads pay.
+"""Elements from which several threads pay for a kernel that computes.
 
-Measured on two cores, float32, serial over parallel time: gelu 0.9 at 2^14 elements and 1.45 at 2^15, relu 0.93 at
-2^15 and 1.1 at 2^16. The operations that lose at 2^15 lose 7 %.
+Measured on two cores, float32, serial over parallel time: gelu 0.85 at 2^14 elements and 1.6 at 2^15, sigmoid 0.7 and
+1.3.
 """
+CHEAP_PARALLEL_FROM = 1 << 17
+"""The same for a kernel that only moves and compares: hard_swish 0.9 at 2^16 and 1.2 at 2^17."""
+BLOCK = 1 << 10
+"""Elements of the buffer that a streaming loop fills before it stores them."""
+STREAM_FROM = last_level_cache()
+"""Bytes of output from which it is streamed."""
+SERIAL, PARALLEL, STREAMING = "serial", "parallel", "streaming"
 LONG_ROW = 32
 """Contiguous elements with one channel's parameter from which a loop over them alone is worth it."""
 ROWS_PER_BLOCK = 64
@@ -66,30 +81,96 @@ class Pointwise:
         How many arrays f reads: 1, 2 or 3.
     make : callable
         Makes f from the elementary functions of a dtype.
+    parameters : int
+        0 (f is given p = 0), 1, or 2 (p is a tuple).
+    cheap : bool
+        f waits for memory even in the nearest cache: it takes more elements before threads pay, and its output is
+        streamed. (Computation and streamed stores do not overlap: silu was 1.5 times slower with them.)
     """
 
-    def __init__(self, name: str, arrays: int, make: Maker) -> None:
+    def __init__(self, name: str, arrays: int, make: Maker, parameters: int = 1, *, cheap: bool = False) -> None:
         self.name = name
         self.arrays = arrays
+        self.parameters = parameters
+        self.cheap = cheap
+        self.parallel_from = CHEAP_PARALLEL_FROM if cheap else PARALLEL_FROM
         self._make = make
+        self._compiled: dict[tuple[Any, str, int | None], Kernel] = {}
         # By dtype, not by its name: numpy.dtype.name is put together anew at every access, which takes microseconds.
-        self._compiled: dict[Any, tuple[Kernel, Kernel]] = {}
+        self._serial: dict[Any, Kernel] = {}
         self._compiling = threading.Lock()
 
-    def __call__(self, inputs: Sequence[Any], parameter: float, out: Any) -> Any:
+    def __call__(self, inputs: Sequence[Any], parameter: Any, out: Any) -> Any:
         """Fill `out`, and return it."""
-        loops = self._compiled.get(out.dtype) or self.compile(out.dtype)
-        *flat, flat_out = flattened(*inputs, out)
-        run(loops, flat_out.size, (*flat, out.dtype.type(parameter), flat_out))
+        # Below a thousand elements this takes as long as the loop: the common case comes first, and takes no detours.
+        serial = self._serial.get(out.dtype)
+        if serial is None or out.size >= self.parallel_from or not out.flags.carray:
+            return self._general(inputs, parameter, out)
+        for array in inputs:
+            if array is out or not array.flags.carray:
+                return self._general(inputs, parameter, out)
+        flat = out
+        if out.ndim != 1:
+            flat, inputs = out.reshape(-1), [array.reshape(-1) for array in inputs]
+        if self.parameters == 0:
+            serial(*inputs, flat)
+        else:
+            serial(*inputs, self._converted(parameter, out.dtype), flat)
+        return out
+
+    def _general(self, inputs: Sequence[Any], parameter: Any, out: Any) -> Any:
+        """Any layout and size, and `out` may be one of the inputs."""
+        *arguments, flat_out = flattened(*inputs, out)
+        aliased = _drop_aliased(inputs, out, arguments, flat_out)
+        if self.parameters:
+            arguments.append(self._converted(parameter, out.dtype))
+        if flat_out.size < self.parallel_from or not _acquire():
+            self.compile(out.dtype, SERIAL, aliased)(*arguments, flat_out)
+            return delivered(out, flat_out)
+        try:
+            streamed = self.cheap and aliased is None and flat_out.nbytes >= STREAM_FROM
+            self.compile(out.dtype, STREAMING if streamed else PARALLEL, aliased)(*arguments, flat_out)
+        finally:
+            _threads.release()
         return delivered(out, flat_out)
 
-    def compile(self, dtype: Any) -> tuple[Kernel, Kernel]:
-        """The serial and the parallel loop of a dtype, compiled or loaded from the cache."""
-        key = np.dtype(dtype)
-        with self._compiling:
-            if key not in self._compiled:
-                f = self._make(elementary(key.name))
-                self._compiled[key] = _pointwise_loops(self.name, self.arrays, key.name, f)
+    def _converted(self, parameter: Any, dtype: Any) -> Any:
+        if self.parameters == 1:
+            return dtype.type(parameter)
+        return dtype.type(parameter[0]), dtype.type(parameter[1])
+
+    def compile(self, dtype: Any, kind: str = SERIAL, aliased: int | None = None) -> Kernel:
+        """A loop of a dtype, compiled or loaded from the cache.
+
+        Parameters
+        ----------
+        dtype : dtype
+            float32 or float64.
+        kind : str
+            SERIAL, PARALLEL or STREAMING.
+        aliased : int or None
+            The input that is the output as well.
+        """
+        dtype = np.dtype(dtype)
+        found = self._compiled.get((dtype, kind, aliased))
+        if found is None:
+            with self._compiling:
+                found = self._compile(dtype, kind, aliased)
+        return found
+
+    def _compile(self, dtype: Any, kind: str, aliased: int | None) -> Kernel:
+        key = dtype, kind, aliased
+        if key not in self._compiled:
+            name = f"{self.name}-{kind}-{dtype.name}" + ("" if aliased is None else f"-in-place-{aliased}")
+            if kind == SERIAL:
+                inner = inlined(self._make(elementary(dtype.name)))
+            else:
+                inner = self._compile(dtype, SERIAL, aliased)
+            function = _defined(_SOURCES[kind](self.arrays, self.parameters, aliased), {"f": inner, "loop": inner})
+            signature = _signature(dtype.name, self.arrays - (aliased is not None), self.parameters)
+            self._compiled[key] = jit(function, signature, name=name, parallel=kind != SERIAL)
+            if (kind, aliased) == (SERIAL, None):
+                self._serial[dtype] = self._compiled[key]
         return self._compiled[key]
 
 
@@ -100,83 +181,117 @@ class Channelwise:
 
     Parameters
     ----------
-    name, arrays, make
+    name, arrays, make, cheap
         As for `Pointwise`.
     sums : bool
         Whether f returns the pair (value, contribution to the gradient of p).
     """
 
-    def __init__(self, name: str, arrays: int, make: Maker, *, sums: bool) -> None:
+    def __init__(self, name: str, arrays: int, make: Maker, *, sums: bool, cheap: bool = False) -> None:
         self.name = name
         self.arrays = arrays
         self.sums = sums
+        self.cheap = cheap
         self._make = make
-        self._compiled: dict[tuple[str, Any], tuple[Kernel, Kernel]] = {}
+        self._compiled: dict[tuple[Any, str, str, int | None], Kernel] = {}
         self._compiling = threading.Lock()
 
     def __call__(self, inputs: Sequence[Any], parameter: Any, out: Any) -> Any:
         """Fill `out` and return it; where f gives a pair, return `out` and the parameter's gradient."""
-        *flat, flat_out = flattened(*inputs, out, order="C")
+        *arguments, flat_out = flattened(*inputs, out, order="C")
+        aliased = _drop_aliased(inputs, out, arguments, flat_out)
         channels = parameter.size
         length = CHUNK if channels == 1 else flat_out.size // max(1, out.shape[0] * channels)
         if length >= LONG_ROW:
-            sums = self._rows(flat, parameter, length, flat_out)
+            sums = self._rows(arguments, parameter, length, flat_out, aliased)
         else:
-            sums = self._columns(flat, parameter, length, flat_out)
+            sums = self._columns(arguments, parameter, length, flat_out, aliased)
         result = delivered(out, flat_out)
         return (result, sums.astype(out.dtype)) if self.sums else result
 
-    def compile(self, layout: str, dtype: Any) -> tuple[Kernel, Kernel]:
-        """The serial and the parallel loop of a layout and dtype, compiled or loaded from the cache."""
-        key = layout, np.dtype(dtype)
-        if key in self._compiled:
-            return self._compiled[key]
+    def compile(self, dtype: Any, layout: str = "rows", kind: str = SERIAL, aliased: int | None = None) -> Kernel:
+        """A loop of a dtype, compiled or loaded from the cache.
+
+        Parameters
+        ----------
+        dtype, kind, aliased
+            As for `Pointwise.compile`.
+        layout : str
+            "rows" of elements with one parameter, or "columns" with one each.
+        """
+        key = np.dtype(dtype), layout, kind, aliased
         with self._compiling:
             if key not in self._compiled:
-                name = key[1].name
-                f = self._make(elementary(name))
-                self._compiled[key] = _channelwise_loops(self.name, layout, self.arrays, name, f, sums=self.sums)
+                self._compiled[key] = self._compile(*key)
         return self._compiled[key]
 
-    def _rows(self, flat: list[Any], parameter: Any, length: int, flat_out: Any) -> Any:
+    def _compile(self, dtype: Any, layout: str, kind: str, aliased: int | None) -> Kernel:
+        f = inlined(self._make(elementary(dtype.name)))
+        columns = layout == "columns"
+        row = inlined(_defined(_row_source(self.arrays, aliased, per_element=columns, sums=self.sums), {"f": f}))
+        _, source, target = _types(dtype.name)
+        arrays = [source] * (self.arrays - (aliased is not None))
+        if columns:
+            text = _columns_source(self.arrays, aliased, sums=self.sums)
+            signature = types.void(*arrays, source, target, types.Array(types.float64, 2, "C"))
+        else:
+            text = _rows_source(self.arrays, aliased, sums=self.sums, streaming=kind == STREAMING)
+            signature = types.void(*arrays, source, types.int64, target, types.Array(types.float64, 1, "C"))
+        name = f"{self.name}-{layout}-{kind}-{dtype.name}" + ("" if aliased is None else f"-in-place-{aliased}")
+        return jit(_defined(text, {"row": row}), signature, name=name, parallel=kind != SERIAL)
+
+    def _run(self, layout: str, flat_out: Any, aliased: int | None, arguments: tuple[Any, ...]) -> None:
+        if flat_out.size < (CHEAP_PARALLEL_FROM if self.cheap else PARALLEL_FROM) or not _acquire():
+            self.compile(flat_out.dtype, layout, SERIAL, aliased)(*arguments)
+            return
+        try:
+            streamed = self.cheap and layout == "rows" and aliased is None and flat_out.nbytes >= STREAM_FROM
+            self.compile(flat_out.dtype, layout, STREAMING if streamed else PARALLEL, aliased)(*arguments)
+        finally:
+            _threads.release()
+
+    def _rows(self, flat: list[Any], parameter: Any, length: int, flat_out: Any, aliased: int | None) -> Any:
         """Each run of `length` contiguous elements has one parameter; its contribution is one number."""
         rows = -(-flat_out.size // length)
         partial = np.empty(rows if self.sums else 0)
-        loops = self.compile("rows", flat_out.dtype)
-        run(loops, flat_out.size, (*flat, _contiguous(parameter), length, flat_out, partial))
-        channels = parameter.size
-        return partial.reshape(-1, channels).sum(axis=0) if self.sums else None
+        self._run("rows", flat_out, aliased, (*flat, _contiguous(parameter), length, flat_out, partial))
+        return partial.reshape(-1, parameter.size).sum(axis=0) if self.sums else None
 
-    def _columns(self, flat: list[Any], parameter: Any, length: int, flat_out: Any) -> Any:
+    def _columns(self, flat: list[Any], parameter: Any, length: int, flat_out: Any, aliased: int | None) -> Any:
         """Short runs: the parameters are spread along a row of the batch, and so are their contributions."""
         spread = np.repeat(parameter, length)
         batch = flat_out.size // max(1, spread.size)
         blocks = -(-batch // ROWS_PER_BLOCK)
-        partial = np.zeros((blocks if self.sums else 0, spread.size))
-        loops = self.compile("columns", flat_out.dtype)
-        run(loops, flat_out.size, (*flat, spread, flat_out, partial))
+        partial = np.zeros((blocks if self.sums else 1, spread.size))
+        self._run("columns", flat_out, aliased, (*flat, spread, flat_out, partial))
         return partial.sum(axis=0).reshape(parameter.size, length).sum(axis=1) if self.sums else None
 
 
 def run(loops: tuple[Kernel, Kernel], size: int, arguments: tuple[Any, ...]) -> None:
     """Run the serial loop, or for at least PARALLEL_FROM elements the parallel one, unless the threads are busy."""
-    global _threads_started
     serial, parallel = loops
-    if size < PARALLEL_FROM or not _threads.acquire(blocking=False):
+    if size < PARALLEL_FROM or not _acquire():
         serial(*arguments)
         return
     try:
-        _threads_started = True
         parallel(*arguments)
     finally:
         _threads.release()
+
+
+def _acquire() -> bool:
+    """Take the threads; False where another call has them."""
+    global _threads_started
+    taken = _threads.acquire(blocking=False)
+    _threads_started = _threads_started or taken
+    return taken
 
 
 def flattened(*arrays: Any, order: str = "any") -> list[Any]:
     """The arrays as contiguous 1-d ones, elements in the same order; without a copy where all of them are dense."""
     # A list, not a generator: this runs in every call, and a generator costs more than the checks.
     if all([a.flags.carray or _is_dense(a) for a in arrays]):  # noqa: C419
-        return [a.reshape(-1) for a in arrays]
+        return [a if a.ndim == 1 else a.reshape(-1) for a in arrays]
     if order == "any" and all(a.flags.f_contiguous and a.flags.aligned for a in arrays):
         return [a.T.reshape(-1) for a in arrays]
     # A strided input costs a copy. The output is last: what it held does not matter.
@@ -196,21 +311,28 @@ def _contiguous(array: Any) -> Any:
 
 def delivered(out: Any, flat_out: Any) -> Any:
     """Copy the result into an `out` that is not dense."""
-    if flat_out.base is None and flat_out is not out:
+    if _is_copy(out, flat_out):
         out[...] = flat_out.reshape(out.shape)
     return out
 
 
-def _pointwise_loops(name: str, arrays: int, dtype: str, f: Kernel) -> tuple[Kernel, Kernel]:
-    f = inlined(f)
-    body, chunked = (
-        (_loop_1, _chunks_1) if arrays == 1 else (_loop_2, _chunks_2) if arrays == 2 else (_loop_3, _chunks_3)
-    )
+def _drop_aliased(inputs: Sequence[Any], out: Any, flat: list[Any], flat_out: Any) -> int | None:
+    """The index of the input that is the output as well; it is taken from the flat ones."""
+    for index, array in enumerate(inputs):
+        if array is out and not _is_copy(out, flat_out):
+            del flat[index]
+            return index
+    return None
+
+
+def _is_copy(out: Any, flat_out: Any) -> bool:
+    return flat_out.base is None and flat_out is not out
+
+
+def _signature(dtype: str, arrays: int, parameters: int) -> Any:
     scalar, source, target = _types(dtype)
-    signature = types.void(*[source] * arrays, scalar, target)
-    serial = jit(body(f), signature, name=f"{name}-serial-{dtype}")
-    parallel = jit(chunked(serial), signature, name=f"{name}-parallel-{dtype}", parallel=True)
-    return serial, parallel
+    given = [] if parameters == 0 else [scalar] if parameters == 1 else [types.UniTuple(scalar, parameters)]
+    return types.void(*[source] * arrays, *given, target)
 
 
 def _types(dtype: str) -> tuple[Any, Any, Any]:
@@ -219,141 +341,141 @@ def _types(dtype: str) -> tuple[Any, Any, Any]:
     return scalar, types.Array(scalar, 1, "C", readonly=True), types.Array(scalar, 1, "C")
 
 
-def _loop_1(f: Kernel) -> Kernel:
-    def loop(a: Any, p: Any, out: Any) -> None:
-        for i in range(out.size):
-            out[i] = f(a[i], p)
-
-    return loop
+# The loops differ in how many arrays and parameters they take, and in which of the arrays is the output. Their source
+# is put together, which for every one of them is shorter than what it is put together from.
 
 
-def _loop_2(f: Kernel) -> Kernel:
-    def loop(a: Any, b: Any, p: Any, out: Any) -> None:
-        for i in range(out.size):
-            out[i] = f(a[i], b[i], p)
-
-    return loop
-
-
-def _loop_3(f: Kernel) -> Kernel:
-    def loop(a: Any, b: Any, c: Any, p: Any, out: Any) -> None:
-        for i in range(out.size):
-            out[i] = f(a[i], b[i], c[i], p)
-
-    return loop
+def _serial_source(arrays: int, parameters: int, aliased: int | None) -> str:
+    names = "abc"[:arrays]
+    elements = ", ".join("out[i]" if index == aliased else f"{name}[i]" for index, name in enumerate(names))
+    return f"""
+def kernel({_declared(names, parameters, aliased)}):
+    for i in range(out.size):
+        out[i] = f({elements}, {"p" if parameters else "0"})
+"""
 
 
-def _chunks_1(loop: Kernel) -> Kernel:
-    def chunks(a: Any, p: Any, out: Any) -> None:
-        for chunk in prange((out.size + CHUNK - 1) // CHUNK):
-            low = chunk * CHUNK
-            high = min(low + CHUNK, out.size)
-            loop(a[low:high], p, out[low:high])
-
-    return chunks
-
-
-def _chunks_2(loop: Kernel) -> Kernel:
-    def chunks(a: Any, b: Any, p: Any, out: Any) -> None:
-        for chunk in prange((out.size + CHUNK - 1) // CHUNK):
-            low = chunk * CHUNK
-            high = min(low + CHUNK, out.size)
-            loop(a[low:high], b[low:high], p, out[low:high])
-
-    return chunks
+def _parallel_source(arrays: int, parameters: int, aliased: int | None) -> str:
+    names = "abc"[:arrays]
+    return f"""
+def kernel({_declared(names, parameters, aliased)}):
+    for chunk in prange((out.size + {CHUNK - 1}) // {CHUNK}):
+        low = chunk * {CHUNK}
+        high = min(low + {CHUNK}, out.size)
+        loop({_slices(names, parameters, aliased, "low:high")}out[low:high])
+"""
 
 
-def _chunks_3(loop: Kernel) -> Kernel:
-    def chunks(a: Any, b: Any, c: Any, p: Any, out: Any) -> None:
-        for chunk in prange((out.size + CHUNK - 1) // CHUNK):
-            low = chunk * CHUNK
-            high = min(low + CHUNK, out.size)
-            loop(a[low:high], b[low:high], c[low:high], p, out[low:high])
-
-    return chunks
-
-
-def _channelwise_loops(
-    name: str, layout: str, arrays: int, dtype: str, f: Kernel, *, sums: bool
-) -> tuple[Kernel, Kernel]:
-    """Forward functions read one array and give a value; backward functions read two and give a pair."""
-    if (arrays, sums) not in ((1, False), (2, True)):
-        raise ValueError(f"a channelwise kernel reads x, or grad and x with a sum; got {arrays} arrays, sums={sums}")
-    f = inlined(f)
-    _, source, target = _types(dtype)
-    if layout == "rows":
-        make = _rows_with_sums(f) if sums else _rows(f)
-        signature = types.void(*[source] * arrays, source, types.int64, target, types.Array(types.float64, 1, "C"))
-    else:
-        make = _columns_with_sums(f) if sums else _columns(f)
-        signature = types.void(*[source] * arrays, source, target, types.Array(types.float64, 2, "C"))
-    serial = jit(make, signature, name=f"{name}-{layout}-serial-{dtype}")
-    parallel = jit(make, signature, name=f"{name}-{layout}-parallel-{dtype}", parallel=True)
-    return serial, parallel
+def _streaming_source(arrays: int, parameters: int, aliased: int | None) -> str:
+    names = "abc"[:arrays]
+    return f"""
+def kernel({_declared(names, parameters, aliased)}):
+    for chunk in prange((out.size + {CHUNK - 1}) // {CHUNK}):
+        buffer = np.empty({BLOCK}, out.dtype)
+        for low in range(chunk * {CHUNK}, min((chunk + 1) * {CHUNK}, out.size), {BLOCK}):
+            high = min(low + {BLOCK}, out.size)
+            loop({_slices(names, parameters, aliased, "low:high")}buffer[:high - low])
+            store_past_caches(buffer[:high - low], out[low:high])
+        fence()
+"""
 
 
-def _rows(f: Kernel) -> Kernel:
-    @inlined
-    def row(a: Any, p: Any, out: Any) -> None:
-        for i in range(out.size):
-            out[i] = f(a[i], p)
-
-    def rows(a: Any, parameter: Any, length: int, out: Any, partial: Any) -> None:
-        for r in prange((out.size + length - 1) // length):
-            low = r * length
-            high = min(low + length, out.size)
-            row(a[low:high], parameter[r % parameter.size], out[low:high])
-
-    return rows
+def _declared(names: str, parameters: int, aliased: int | None) -> str:
+    arrays = [name for index, name in enumerate(names) if index != aliased]
+    return ", ".join([*arrays, *(["p"] if parameters else []), "out"])
 
 
-def _rows_with_sums(f: Kernel) -> Kernel:
-    @inlined
-    def row(a: Any, b: Any, p: Any, out: Any) -> Any:
+def _slices(names: str, parameters: int, aliased: int | None, span: str) -> str:
+    arrays = [f"{name}[{span}]" for index, name in enumerate(names) if index != aliased]
+    return "".join(f"{argument}, " for argument in [*arrays, *(["p"] if parameters else [])])
+
+
+_SOURCES = {SERIAL: _serial_source, PARALLEL: _parallel_source, STREAMING: _streaming_source}
+
+
+def _row_source(arrays: int, aliased: int | None, *, per_element: bool, sums: bool) -> str:
+    """One row: out = f(a, ..., p), and the sum of f's second results, or their addition to `total` by element."""
+    names = "abc"[:arrays]
+    elements = ", ".join("out[i]" if index == aliased else f"{name}[i]" for index, name in enumerate(names))
+    p = "p[i]" if per_element else "p"
+    declared = ", ".join([*(name for index, name in enumerate(names) if index != aliased), "p", "out"])
+    if not sums:
+        return f"""
+def kernel({declared}{", total" if per_element else ""}):
+    for i in range(out.size):
+        out[i] = f({elements}, {p})
+    return 0.0
+"""
+    if per_element:
+        return f"""
+def kernel({declared}, total):
+    for i in range(out.size):
+        value, contribution = f({elements}, {p})
+        out[i] = value
+        total[i] += np.float64(contribution)
+"""
+    return f"""
+def kernel({declared}):
+    total = 0.0
+    for i in range(out.size):
+        value, contribution = f({elements}, {p})
+        out[i] = value
+        total = add_in_any_order(total, np.float64(contribution))
+    return total
+"""
+
+
+def _rows_source(arrays: int, aliased: int | None, *, sums: bool, streaming: bool) -> str:
+    """Runs of `length` elements with one parameter. They are summed block by block, streamed or not."""
+    names = "abc"[:arrays]
+    given = [name for index, name in enumerate(names) if index != aliased]
+    slices = ", ".join(f"{name}[start:stop]" for name in given)
+    slices += ", " if given else ""
+    target = "buffer[:stop - start]" if streaming else "out[start:stop]"
+    return f"""
+def kernel({", ".join([*given, "parameter", "length", "out", "partial"])}):
+    for r in prange((out.size + length - 1) // length):
+        low = r * length
+        high = min(low + length, out.size)
+        {f"buffer = np.empty({BLOCK}, out.dtype)" if streaming else ""}
         total = 0.0
-        for i in range(out.size):
-            value, contribution = f(a[i], b[i], p)
-            out[i] = value
-            total = add_in_any_order(total, np.float64(contribution))
-        return total
-
-    def rows(a: Any, b: Any, parameter: Any, length: int, out: Any, partial: Any) -> None:
-        for r in prange((out.size + length - 1) // length):
-            low = r * length
-            high = min(low + length, out.size)
-            partial[r] = row(a[low:high], b[low:high], parameter[r % parameter.size], out[low:high])
-
-    return rows
+        for start in range(low, high, {BLOCK}):
+            stop = min(start + {BLOCK}, high)
+            total += row({slices}parameter[r % parameter.size], {target})
+            {"store_past_caches(buffer[:stop - start], out[start:stop])" if streaming else ""}
+        {"fence()" if streaming else ""}
+        {"partial[r] = total" if sums else ""}
+"""
 
 
-def _columns(f: Kernel) -> Kernel:
-    @inlined
-    def row(a: Any, parameter: Any, out: Any) -> None:
-        for i in range(out.size):
-            out[i] = f(a[i], parameter[i])
+def _columns_source(arrays: int, aliased: int | None, *, sums: bool) -> str:
+    """Rows of the batch with a parameter per element."""
+    names = "abc"[:arrays]
+    given = [name for index, name in enumerate(names) if index != aliased]
+    slices = "".join(f"{name}[low:high], " for name in given)
+    return f"""
+def kernel({", ".join([*given, "parameter", "out", "partial"])}):
+    width = parameter.size
+    batch = out.size // max(width, 1)
+    for block in prange((batch + {ROWS_PER_BLOCK - 1}) // {ROWS_PER_BLOCK}):
+        for n in range(block * {ROWS_PER_BLOCK}, min((block + 1) * {ROWS_PER_BLOCK}, batch)):
+            low, high = n * width, (n + 1) * width
+            row({slices}parameter, out[low:high], partial[{"block" if sums else "0"}])
+"""
 
-    def columns(a: Any, parameter: Any, out: Any, partial: Any) -> None:
-        width = parameter.size
-        for n in prange(out.size // max(width, 1)):
-            row(a[n * width : (n + 1) * width], parameter, out[n * width : (n + 1) * width])
 
-    return columns
-
-
-def _columns_with_sums(f: Kernel) -> Kernel:
-    @inlined
-    def row(a: Any, b: Any, parameter: Any, out: Any, total: Any) -> None:
-        for i in range(out.size):
-            value, contribution = f(a[i], b[i], parameter[i])
-            out[i] = value
-            total[i] += np.float64(contribution)
-
-    def columns(a: Any, b: Any, parameter: Any, out: Any, partial: Any) -> None:
-        width = parameter.size
-        batch = out.size // max(width, 1)
-        for block in prange(partial.shape[0]):
-            for n in range(block * ROWS_PER_BLOCK, min((block + 1) * ROWS_PER_BLOCK, batch)):
-                low, high = n * width, (n + 1) * width
-                row(a[low:high], b[low:high], parameter, out[low:high], partial[block])
-
-    return columns
+def _defined(source: str, names: dict[str, Any]) -> Kernel:
+    """The function `kernel` of a source that sees these names."""
+    namespace: dict[str, Any] = {
+        # Machine code from the cache asks for the module that it came from.
+        "__name__": __name__,
+        "prange": prange,
+        "np": np,
+        "add_in_any_order": add_in_any_order,
+        "store_past_caches": store_past_caches,
+        "fence": fence,
+        **names,
+    }
+    exec(source, namespace)
+    kernel: Kernel = namespace["kernel"]
+    return kernel

@@ -19,14 +19,21 @@ words give u1 in (0, 1] and u2 in [0, 1), all in float64 and rounded once at the
     float32     u1 = (w + 1) 2^-32, u2 = w' 2^-32       float64     u1 = (v + 1) 2^-53, u2 = v' 2^-53
     (mean + std r cos 2πu2, mean + std r sin 2πu2),     r = √(-2 ln u1)
 
+Gumbel(0, 1): -ln(-ln v) with v in (0, 1), in float64 and rounded once at the end. Neither end of the interval is hit,
+so that every result is finite:
+
+    float32     v = (2 w + 1) 2^-33                     float64     v = (v' | 1) 2^-53, v' the 53-bit number
+
 float16 and bfloat16 results are the float32 ones, rounded. `philox_numpy`, `philox_numba` and `philox_torch` compute
-this stream with the same four functions: `block`, `fill_uniform`, `fill_normal`, `box_muller`.
+this stream with the same five functions: `block`, `fill_uniform`, `fill_normal`, `fill_gumbel`, `box_muller`.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +45,15 @@ W0, W1 = 0x9E3779B9, 0xBB67AE85
 
 LARGEST_NORMAL = {"float32": math.sqrt(2 * 32 * math.log(2)), "float64": math.sqrt(2 * 53 * math.log(2))}
 """The largest |z| of a standard normal: u1 is 2^-32 or 2^-53 (6.66 and 8.57)."""
+
+
+def check_seed(seed: Any) -> int:
+    """`seed` as an int; TypeError or ValueError unless it is one with 0 <= seed < 2**64."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise TypeError(f"seed must be an int with 0 <= seed < 2**64, got {seed!r} of type {type(seed).__name__}")
+    if not 0 <= int(seed) < 2**64:
+        raise ValueError(f"seed must be an int with 0 <= seed < 2**64, got {seed!r}")
+    return int(seed)
 
 
 def key(seed: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from numba.extending import register_jitable
 
 from gradmark.numerics import fused
 from gradmark.numerics.compile_cache import jit
+from gradmark.numerics.elementary import elementary, inlined
 from gradmark.numerics.philox import M0, M1, ROUNDS, W0, W1, interval, key
 
 CHUNK = 1 << 12
@@ -36,6 +37,11 @@ def fill_uniform(out: Any, first: int, seed: int, low: float, high: float) -> No
 def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> None:
     """Fill the 1-d array `out` with the elements first, first + 1, ... of N(mean, std²)."""
     _fill("normal", out, first, seed, np.float64(mean), np.float64(std), np.float64(0.0))
+
+
+def fill_gumbel(out: Any, first: int, seed: int) -> None:
+    """Fill the 1-d array `out` with the elements first, first + 1, ... of Gumbel(0, 1)."""
+    _fill("gumbel", out, first, seed, *[out.dtype.type(0)] * 3)
 
 
 @register_jitable
@@ -84,6 +90,8 @@ def _compile(distribution: str, dtype: str) -> tuple[Loop, Loop]:
         ("uniform", "float64"): (_uniform_64, 2, types.float64),
         ("normal", "float32"): (_normal_32, 4, types.float64),
         ("normal", "float64"): (_normal_64, 2, types.float64),
+        ("gumbel", "float32"): (_gumbel_32, 4, types.float32),
+        ("gumbel", "float64"): (_gumbel_64, 2, types.float64),
     }[distribution, dtype]
     array = types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C")
     signature = types.void(array, types.int64, types.uint64, types.uint64, parameter, parameter, parameter)
@@ -173,6 +181,38 @@ def _normal_64(index: Any, k0: Any, k1: Any, mean: Any, std: Any, unused: Any) -
     w0, w1, w2, w3 = _words(index, k0, k1)
     z0, z1 = box_muller(np.float64(_53_bits(w0, w1) + 1) * 2.0**-53, np.float64(_53_bits(w2, w3)) * 2.0**-53)
     return mean + std * z0, mean + std * z1
+
+
+_log = elementary("float64").log
+
+
+@register_jitable(inline="always")
+def _gumbel_32(index: Any, k0: Any, k1: Any, unused: Any, unused_too: Any, unused_as_well: Any) -> Any:
+    w0, w1, w2, w3 = _words(index, k0, k1)
+    return (
+        np.float32(_gumbel(_inside_32(w0))),
+        np.float32(_gumbel(_inside_32(w1))),
+        np.float32(_gumbel(_inside_32(w2))),
+        np.float32(_gumbel(_inside_32(w3))),
+    )
+
+
+@register_jitable(inline="always")
+def _gumbel_64(index: Any, k0: Any, k1: Any, unused: Any, unused_too: Any, unused_as_well: Any) -> Any:
+    w0, w1, w2, w3 = _words(index, k0, k1)
+    v0 = np.float64(_53_bits(w0, w1) | np.int64(1)) * 2.0**-53
+    v1 = np.float64(_53_bits(w2, w3) | np.int64(1)) * 2.0**-53
+    return _gumbel(v0), _gumbel(v1)
+
+
+@inlined
+def _inside_32(word: Any) -> Any:
+    return np.float64(np.int64(word) * np.int64(2) + np.int64(1)) * 2.0**-33
+
+
+@inlined
+def _gumbel(v: Any) -> Any:
+    return -_log(-_log(v))
 
 
 @register_jitable(inline="always")

@@ -39,6 +39,18 @@ def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> Non
         out[target] = z[source].astype(dtype, copy=False)
 
 
+def fill_gumbel(out: Any, first: int, seed: int) -> None:
+    """Fill the 1-d array `out` with the elements first, first + 1, ... of Gumbel(0, 1)."""
+    dtype = _computed_in(out)
+    per_block, inside = (2, _inside_64) if dtype == np.float64 else (4, _inside_32)
+    for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
+        v = inside(_words(block_index, count, seed))
+        np.log(v, out=v)
+        np.negative(v, out=v)
+        np.log(v, out=v)
+        out[target] = np.negative(v, out=v)[source].astype(dtype, copy=False)
+
+
 def box_muller(u1: Any, u2: Any) -> tuple[Any, Any]:
     """Two independent standard normals from u1 in (0, 1] and u2 in [0, 1), float64."""
     radius = np.sqrt(-2.0 * np.log(u1))
@@ -72,6 +84,16 @@ def _uniform_32(words: Any) -> Any:
 def _uniform_64(words: Any) -> Any:
     """u in [0, 1), float64, in the order of the stream."""
     return _53_bits(words[0::2], words[1::2]).T.reshape(-1).astype(np.float64) * 2.0**-53
+
+
+def _inside_32(words: Any) -> Any:
+    """v in (0, 1) of a Gumbel variate for float32, in float64, in the order of the stream."""
+    return (2 * words.T.reshape(-1) + np.uint64(1)).astype(np.float64) * 2.0**-33
+
+
+def _inside_64(words: Any) -> Any:
+    """v in (0, 1) of a Gumbel variate for float64, in the order of the stream."""
+    return (_53_bits(words[0::2], words[1::2]) | np.uint64(1)).T.reshape(-1).astype(np.float64) * 2.0**-53
 
 
 def _normal_32(words: Any) -> Any:

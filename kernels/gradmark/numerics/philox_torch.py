@@ -39,6 +39,16 @@ def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> Non
         out[target] = z if double else z.to(torch.float32)
 
 
+def fill_gumbel(out: Any, first: int, seed: int) -> None:
+    """Fill the 1-d tensor `out` with the elements first, first + 1, ... of Gumbel(0, 1)."""
+    double = out.dtype == torch.float64
+    per_block, inside = (2, _inside_64) if double else (4, _inside_32)
+    for block_index, count, target, source in chunks(first, out.numel(), per_block, CHUNK[out.device.type]):
+        v = inside(_words(block_index, count, seed, out.device)).log_().neg_().log_().neg_()[source]
+        # Through float32 for float16 and bfloat16, whose elements are defined so.
+        out[target] = v if double else v.to(torch.float32)
+
+
 def box_muller(u1: Any, u2: Any) -> tuple[Any, Any]:
     """Two independent standard normals from u1 in (0, 1] and u2 in [0, 1), float64."""
     radius = torch.sqrt(-2.0 * torch.log(u1))
@@ -72,6 +82,16 @@ def _uniform_32(words: Any) -> Any:
 def _uniform_64(words: Any) -> Any:
     """u in [0, 1), float64, in the order of the stream."""
     return _53_bits(words[0::2], words[1::2]).T.reshape(-1).to(torch.float64).mul_(2.0**-53)
+
+
+def _inside_32(words: Any) -> Any:
+    """v in (0, 1) of a Gumbel variate for float32, in float64, in the order of the stream."""
+    return (2 * words.T.reshape(-1) + 1).to(torch.float64).mul_(2.0**-33)
+
+
+def _inside_64(words: Any) -> Any:
+    """v in (0, 1) of a Gumbel variate for float64, in the order of the stream."""
+    return (_53_bits(words[0::2], words[1::2]) | 1).T.reshape(-1).to(torch.float64).mul_(2.0**-53)
 
 
 def _normal_32(words: Any) -> Any:

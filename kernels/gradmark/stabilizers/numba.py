@@ -26,7 +26,8 @@ from numba.extending import register_jitable
 
 from gradmark.activations.numba import PAIRS
 from gradmark.numerics.compile_cache import jit
-from gradmark.numerics.elementary import Elementary, add_in_any_order
+from gradmark.numerics.elementary import add_in_any_order
+from gradmark.numerics.functions import Elementary
 from gradmark.numerics.fused import CHUNK, LONG_ROW, Pointwise, delivered, flattened, run
 from gradmark.stabilizers import clipping
 from gradmark.stabilizers.arrays import moving_average, outputs, parameter_gradients
@@ -166,7 +167,7 @@ def clip_grad_value_backward(cotangents: Sequence[Any], grads: Sequence[Any], cl
 def residual_add(x: Any, f: Any, activation: str | None, parameters: tuple[float, ...], out: Any) -> Any:
     """y = activation(x + f)."""
     y = np.empty_like(x, subok=False) if out is None else out
-    return _residual(activation).forward((x, f), _parameter(parameters), y)
+    return _residual(activation, len(parameters)).forward((x, f), _parameter(parameters), y)
 
 
 def residual_add_backward(
@@ -174,7 +175,7 @@ def residual_add_backward(
 ) -> Any:
     """d = grad · activation'(x + f): dx and df alike, as both enter by their sum alone."""
     d = np.empty_like(x, subok=False) if out is None else out
-    return _residual(activation).backward((grad, x, f), _parameter(parameters), d)
+    return _residual(activation, len(parameters)).backward((grad, x, f), _parameter(parameters), d)
 
 
 class _Layout(NamedTuple):
@@ -755,9 +756,9 @@ def _mask_step(zero: Any) -> Callable[..., Any]:
 # Residual addition: the scalar functions of the activation, applied to the sum.
 
 
-def _parameter(parameters: tuple[float, ...]) -> float:
-    """The activation's one parameter; the scalar functions ignore it where there is none."""
-    return parameters[0] if parameters else 0.0
+def _parameter(parameters: tuple[float, ...]) -> Any:
+    """The activation's parameter, or the tuple of two, as `Pointwise` takes it."""
+    return parameters if len(parameters) > 1 else parameters[0] if parameters else 0.0
 
 
 class _Residual(NamedTuple):
@@ -766,7 +767,7 @@ class _Residual(NamedTuple):
 
 
 @functools.cache
-def _residual(activation: str | None) -> _Residual:
+def _residual(activation: str | None, parameters: int) -> _Residual:
     pair = _identity if activation is None else PAIRS[activation]
 
     def forward(m: Elementary) -> Callable[..., Any]:
@@ -786,7 +787,7 @@ def _residual(activation: str | None) -> _Residual:
         return gradient_at_sum
 
     name = f"residual_add-{activation}"
-    return _Residual(Pointwise(name, 2, forward), Pointwise(f"{name}-backward", 3, backward))
+    return _Residual(Pointwise(name, 2, forward, parameters), Pointwise(f"{name}-backward", 3, backward, parameters))
 
 
 def _identity(m: Elementary) -> tuple[Callable[..., Any], Callable[..., Any]]:

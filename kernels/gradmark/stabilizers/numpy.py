@@ -5,14 +5,16 @@ float16 is computed in float32. Sums and statistics are accumulated in float64.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gradmark.activations import numpy as activations
+from gradmark.activations.numpy import KERNELS, rounded
 from gradmark.catalog import backward_of
+from gradmark.numerics.blocked import Chain, Pointwise
 from gradmark.stabilizers import clipping
 from gradmark.stabilizers.arrays import moving_average, outputs, parameter_gradients
 
@@ -140,10 +142,11 @@ def clip_grad_value_backward(cotangents: Sequence[Any], grads: Sequence[Any], cl
 
 def residual_add(x: Any, f: Any, activation: str | None, parameters: tuple[float, ...], out: Any) -> Any:
     """y = activation(x + f)."""
-    if x.dtype == np.float16:
-        return _delivered(_as_float32(residual_add, (x, f), activation, parameters), x, out)
-    y = np.add(x, f, out=np.empty_like(x, subok=False) if out is None else out)
-    return y if activation is None else getattr(activations, activation)(y, *parameters, y)
+    y = np.empty_like(x, subok=False) if out is None else out
+    if activation is None:
+        # In float32 for float16, as in the other backends.
+        return np.add(x, f, out=y, dtype=np.promote_types(x.dtype, np.float32), casting="same_kind")
+    return _after_sum(activation, 0)((x, f), rounded(parameters, x.dtype), y)
 
 
 def residual_add_backward(
@@ -154,14 +157,27 @@ def residual_add_backward(
     if activation is None:
         np.copyto(d, grad)
         return d
-    if x.dtype == np.float16:
-        return _delivered(_as_float32(residual_add_backward, (grad, x, f), activation, parameters), x, d)
-    return getattr(activations, backward_of(activation))(grad, np.add(x, f), *parameters, d)
+    return _after_sum(backward_of(activation), 1)((grad, x, f), rounded(parameters, x.dtype), d)
 
 
-def _as_float32(function: Any, arrays: tuple[Any, ...], activation: str | None, parameters: tuple[float, ...]) -> Any:
-    """Half precision, computed in float32: the sum x + f is not rounded on its way to the activation."""
-    return function(*(a.astype(np.float32) for a in arrays), activation, parameters, None)
+@functools.cache
+def _after_sum(name: str, first: int) -> Pointwise:
+    """The kernel of an activation's pass, whose input, number `first` of the arrays, is the sum of two arrays.
+
+    The sum is rounded to the dtype (float32 for float16) and stays in cache.
+    """
+    kernel = KERNELS[name]
+
+    def summed(chain: Chain) -> Chain:
+        def after_sum(*arguments: Any) -> Any:
+            *arrays, out, work = arguments
+            total = work.like(arrays[first].dtype)
+            np.add(arrays[first], arrays[first + 1], out=total)
+            return chain(*arrays[:first], total, *arrays[first + 2 :], out, work)
+
+        return after_sum
+
+    return Pointwise(summed(kernel.double), summed(kernel.single), parallel_from=kernel.parallel_from)
 
 
 def _working_memory(x: Any, out: Any, still_needed: Any = None) -> Any:

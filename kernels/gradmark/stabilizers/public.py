@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from gradmark.arrays import ArrayLibrary, check_same_shape, finite_number
-from gradmark.catalog import ACTIVATIONS, Stabilizer, backward_of
+from gradmark.catalog import ACTIVATIONS, Activation, Stabilizer, backward_of
 from gradmark.signatures import define
 
 Function = Callable[..., Any]
@@ -70,8 +70,18 @@ def functions(row: Stabilizer, implementation: ModuleType, arrays: ArrayLibrary)
 
 
 def residual_activations() -> tuple[str, ...]:
-    """The activations that residual_add accepts: those without a learnable parameter."""
-    return tuple(row.name for row in ACTIVATIONS if not row.learnable)
+    """The activations that residual_add accepts: those that their input alone decides."""
+    return tuple(row.name for row in ACTIVATIONS if _why_not_residual(row) is None)
+
+
+def _why_not_residual(row: Activation) -> str | None:
+    if row.learnable:
+        return "it has a learnable parameter"
+    if row.seeded:
+        return "its slopes are random"
+    if any(p.default is None for p in row.parameters):
+        return "its parameters have no defaults"
+    return None
 
 
 class _Operation(NamedTuple):
@@ -219,8 +229,9 @@ def _activation_parameters(activation: Any) -> tuple[float, ...]:
         return ()
     accepted = residual_activations()
     if not isinstance(activation, str) or activation not in accepted:
-        learnable = [row.name for row in ACTIVATIONS if row.learnable]
-        why = "it has a learnable parameter" if activation in learnable else "unknown activation"
+        known = {row.name: _why_not_residual(row) for row in ACTIVATIONS}
+        why = known.get(activation) if isinstance(activation, str) else None
+        why = why or "unknown activation"
         raise LookupError(f"activation={activation!r}: {why}; accepted: None, {', '.join(accepted)}")
     row = next(row for row in ACTIVATIONS if row.name == activation)
     return tuple(p.default for p in row.parameters if p.default is not None)
@@ -579,7 +590,8 @@ TypeError
 ValueError
     Shapes or devices that differ, an `out` that is read-only, of another shape, or that overlaps an input partly.
 LookupError
-    An activation that is unknown or has a learnable parameter. Accepted: None, {", ".join(residual_activations())}."""
+    An activation that is unknown, or that its input alone does not decide.
+    Accepted: None, {", ".join(residual_activations())}."""
 
 _RESIDUAL_FORWARD = f"""\
 y = activation(x + f), the sum rounded to the dtype before the activation.

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 
 from gradmark import catalog
 from gradmark.backends import DTYPES, Backend, backend
-from gradmark.catalog import Activation, Initializer
+from gradmark.catalog import Activation, Gated, Initializer, Rowwise
 from gradmark.verification.activations import check_activation
 from gradmark.verification.check import Check
+from gradmark.verification.gated import check_gated
 from gradmark.verification.initializers import check_initializer
+from gradmark.verification.rowwise import check_rowwise
 from gradmark.verification.stabilizers import check_stabilizer
 from gradmark.workloads import TARGETS
 
@@ -51,6 +53,10 @@ def check_operation(row: catalog.Operation, namespace: Backend, target: str, dty
     """All checks of one operation, in one backend and dtype."""
     if isinstance(row, Activation):
         return check_activation(row, namespace, target, dtype)
+    if isinstance(row, Gated):
+        return check_gated(row, namespace, target, dtype)
+    if isinstance(row, Rowwise):
+        return check_rowwise(row, namespace, target, dtype)
     if isinstance(row, Initializer):
         return check_initializer(row, namespace, target, dtype)
     return check_stabilizer(row, namespace, target, dtype)

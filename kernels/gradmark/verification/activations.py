@@ -57,12 +57,12 @@ def check_activation(row: Activation, namespace: Backend, target: str, dtype: st
 
 
 def parameter_sets(row: Activation) -> list[tuple[float, ...]]:
-    """The parameter values at which an activation is checked: the defaults, then each sample by itself."""
-    defaults = tuple(float(p.default) for p in row.parameters if p.default is not None)
-    sets = [defaults]
+    """The parameter values at which an activation is checked: the usual ones, then each sample by itself."""
+    usual = tuple(p.usual for p in row.parameters)
+    sets = [usual]
     for index, parameter in enumerate(row.parameters):
-        sets += [(*defaults[:index], sample, *defaults[index + 1 :]) for sample in parameter.samples]
-    return sets
+        sets += [(*usual[:index], sample, *usual[index + 1 :]) for sample in parameter.samples]
+    return [values for values in dict.fromkeys(sets) if row.unmet(values) is None]
 
 
 # Families whose terms are finite in every dtype when summed.
@@ -134,6 +134,11 @@ def _worst_of_family(
             value = slope * mpmath.mpf(g) if operation_pass == BACKWARD else slope
             if deviation is not None and deviation.infinities and not np.isfinite(y) and _overflows(x, dtype):
                 continue
+            if deviation is not None and deviation.nan and np.isnan(x):
+                continue
+            # A derivative beyond the dtype's numbers is infinite there, whatever g is.
+            if operation_pass == BACKWARD and np.isinf(y) and reference.overflows(slope, dtype):
+                value = mpmath.sign(value) * mpmath.inf
             extra = _floor(deviation, row, x, g, value, parameters, dtype)
             error = reference.error_in_ulp(float(y), value, reference.floor_of(operation_pass, g, dtype, extra), dtype)
         if not error <= worst:

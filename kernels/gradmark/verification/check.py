@@ -9,7 +9,7 @@ import numpy as np
 
 from gradmark import reference
 from gradmark.backends import Backend
-from gradmark.catalog import Activation, Pass, Stabilizer
+from gradmark.catalog import Activation, Gated, Pass, Rowwise, Stabilizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Check:
         return self.worst <= self.allowed
 
 
-def allowed(row: Activation | Stabilizer, operation_pass: Pass, dtype: str) -> float:
+def allowed(row: Activation | Gated | Rowwise | Stabilizer, operation_pass: Pass, dtype: str) -> float:
     """The largest error that the row allows in a dtype. Half precision is one rounding of the float32 result."""
     if dtype in ("float32", "float64"):
         return row.ulp[operation_pass]

@@ -35,7 +35,7 @@ def check_initializer(row: Initializer, namespace: Backend, target: str, dtype: 
     if row.distribution == "orthogonal":
         yield _check_orthogonal(row, namespace, target, dtype)
         return
-    shape = _SQUARE if row.name == "identity" else _SHAPE
+    shape = _SQUARE if row.name == "eye" else _SHAPE
     worst, where = -1.0, ""
     for parameters in _parameter_sets(row):
         keywords = {"seed": _SEED} if row.seeded else {}
@@ -63,7 +63,7 @@ def _expected(
 ) -> tuple[list[Any], list[Any]]:
     """The exact elements, and for each the scale below which its error is not relative."""
     count = int(np.prod(shape))
-    if row.name == "identity":
+    if row.name == "eye":
         value = mpmath.mpf(float(rounded(np.array([parameters["gain"]]), dtype)[0]))
         rows, columns = shape
         elements = [value if i == j else mpmath.mpf(0) for i in range(rows) for j in range(columns)]

@@ -1,0 +1,228 @@
+"""`python -m benchmarks.peers`: gradmark beside what a user would pick instead, in the same rounds.
+
+The rules are in the package's docstring. The default is what fits 20 minutes: float32 at 2^12, 2^16 and 2^24 elements
+(`--sizes all` and `--dtype float32,float64` take hours; `--json FILE` merges, `--resume` leaves out what FILE has).
+What the budget does not allow is listed as not measured.
+
+Exit codes: 0 every bar that was judged is met, 1 one is not, 2 the command was wrong or nothing was measured,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import _evidence
+from .._worktree import catalog
+from . import bars, cases, contenders, report, timing
+from .cases import Case
+
+DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+DTYPES = ("float32", "float64")
+
+_RESERVE_SECONDS = 2.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (those of the process by default) and return its exit code."""
+    from gradmark import console
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    try:
+        return _run(options, given)
+    except console.UsageError as error:
+        console.complain(f"benchmarks.peers: {error}")
+        return WRONG
+
+
+def _parser() -> argparse.ArgumentParser:
+    from gradmark import console
+
+    description = (__doc__ or "").split("\n\n")[1]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=description)
+    parser.add_argument("--ops", type=console.names, metavar="OP,…", help="only these operations (default: all)")
+    parser.add_argument("--groups", type=console.names, metavar="G,…", help=f"only these of {', '.join(cases.GROUPS)}")
+    parser.add_argument("--passes", type=console.names, metavar="P,…", help="forward, backward (default: both)")
+    parser.add_argument(
+        "--sizes",
+        type=console.names,
+        metavar="K,…",
+        help="exponents of 2, of elementwise operations (default: 12,16,24), or all (8,10,…,26)",
+    )
+    parser.add_argument("--dtype", type=console.names, default=["float32"], metavar="D,…", help="float32, float64")
+    parser.add_argument(
+        "--budget", type=console.duration, default=1200.0, metavar="TIME", help="all included: 20m (default), 90s, 60m"
+    )
+    parser.add_argument("--json", metavar="FILE", help="merge the results into it; - for stdout, in place of the text")
+    parser.add_argument("--resume", action="store_true", help="leave out what the file has of the same code")
+    parser.add_argument("--plot", metavar="DIR", help="draw one figure (SVG) an operation into this folder")
+    return parser
+
+
+def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
+    from gradmark import console
+
+    began = time.perf_counter()
+    planned = _planned(options)
+    if options.resume and options.json is None:
+        raise console.UsageError("--resume needs --json FILE, which says what is there")
+    console.check_writable("--json", options.json)
+    entries = _evidence.read(options.json, "peers", _key)
+    head = _head(given)
+    missing = contenders.missing_libraries()
+    skipped = [case for case in planned if options.resume and _is_fresh(entries.get(_case_key(case)), head["code"])]
+    _say_beginning(head, missing, len(planned), len(skipped))
+    done = set(map(_case_key, skipped))
+    interrupted = False
+    try:
+        for entry in _measure([case for case in planned if case not in skipped], missing, began + options.budget):
+            entries[_key(entry)] = {**entry, "code": head["code"], "measured": _evidence.measured(head)}
+            done.add(_key(entry))
+            _evidence.write(options.json, _record(head, missing, entries))
+    except KeyboardInterrupt:
+        interrupted = True
+    shown = [entries[key] for key in map(_case_key, planned) if key in done]
+    if options.json == "-":
+        console.write_json("-", _record(head, missing, entries))
+    else:
+        report.show(shown, [str(case) for case in planned if _case_key(case) not in done])
+    if options.plot:
+        _plot(list(entries.values()), Path(options.plot))
+    if interrupted:
+        console.complain("interrupted: what was finished is kept")
+        return INTERRUPTED
+    if not shown:
+        raise console.UsageError("nothing was measured; give a larger --budget")
+    return FAILED if any(bars.holds(bar) is False for bar in bars.summary(shown)) else DONE
+
+
+def _planned(options: argparse.Namespace) -> list[Case]:
+    from gradmark import console
+
+    operations = console.known("operation", options.ops, cases.operations())
+    groups = console.known("group", options.groups, cases.GROUPS)
+    passes = console.known("pass", options.passes, catalog.PASSES)
+    dtypes = console.known("dtype", options.dtype, DTYPES)
+    if options.sizes == ["all"]:
+        exponents = list(cases.EXPONENTS)
+    else:
+        accepted = [str(k) for k in range(cases.EXPONENTS[0], cases.EXPONENTS[-1] + 1)]
+        chosen = options.sizes or [str(k) for k in cases.DEFAULT_EXPONENTS]
+        exponents = [int(k) for k in console.known("size", chosen, accepted)]
+    return [case for dtype in dtypes for case in cases.plan(operations, groups, passes, exponents, dtype)]
+
+
+def _head(given: Sequence[str]) -> dict[str, Any]:
+    import gradmark
+
+    package = Path(gradmark.__file__).parent
+    parts = ("activations", "stabilizers", "numerics", "gated", "rowwise", "arrays.py", "backends.py")
+    present = [package / part for part in parts if (package / part).exists()]
+    return {
+        **_evidence.head("peers", "benchmarks.peers", given),
+        "threads": contenders.give_threads(),
+        "libraries": contenders.versions(),
+        "code": _evidence.fingerprint(*present),
+        "call_seconds": timing.call_seconds(),
+    }
+
+
+def _measure(planned: Sequence[Case], missing: Mapping[str, str], ends: float) -> Iterator[dict[str, Any]]:
+    """Time the cases in turn, as far as the time goes; the entries come as they are made."""
+    from gradmark import console
+
+    with console.progress("time left") as progress:
+        task = progress.add_task("starting", total=len(planned), left="")
+
+        def tick() -> None:
+            minutes, seconds = divmod(max(0, round(ends - time.perf_counter())), 60)
+            progress.update(task, left=f"{minutes}:{seconds:02}", refresh=True)
+
+        setups = [0.0]
+        for position, case in enumerate(planned):
+            # A compilation cannot be broken off, so none is begun that may last beyond the budget.
+            left = ends - _RESERVE_SECONDS - time.perf_counter()
+            if left <= statistics.median(setups):
+                return
+            progress.update(task, description=str(case), completed=position)
+            tick()
+            share = left / (len(planned) - position)
+            entry = timing.timed_case(case, missing, share=share, left=left, tick=tick)
+            if entry is not None:
+                setups.append(entry["setup_seconds"])
+                yield entry
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+Key = tuple[str, str, str, str, str]
+
+
+def _key(entry: Mapping[str, Any]) -> Key:
+    return entry["operation"], entry["variant"], entry["pass"], entry["size"], entry["dtype"]
+
+
+def _case_key(case: Case) -> Key:
+    return case.operation, case.variant, case.operation_pass, case.size, case.dtype
+
+
+def _is_fresh(entry: Mapping[str, Any] | None, code: str) -> bool:
+    return entry is not None and entry["code"] == code
+
+
+def _record(head: dict[str, Any], missing: Mapping[str, str], entries: Mapping[Key, dict[str, Any]]) -> dict[str, Any]:
+    order = {name: n for n, name in enumerate(catalog.OPERATIONS)}
+    ordered = sorted(
+        entries.values(),
+        key=lambda e: (
+            order.get(e["operation"], len(order)),
+            e["variant"],
+            e["dtype"],
+            e["pass"] != "forward",
+            _size(e),
+        ),
+    )
+    return {**head, "missing": missing, "summary": bars.summary(ordered), "entries": ordered}
+
+
+def _passes(entry: Mapping[str, Any]) -> int:
+    return catalog.PASSES.index(entry["pass"])
+
+
+def _size(entry: Mapping[str, Any]) -> float:
+    return float(entry["elements"] or entry["bytes_moved"])
+
+
+def _say_beginning(head: Mapping[str, Any], missing: Mapping[str, str], planned: int, skipped: int) -> None:
+    from gradmark import console
+
+    threads = ", ".join(f"{name} {count}" for name, count in head["threads"].items())
+    console.complain(f"{head['machine']['cpu']}; threads: {threads}; JAX as many as there are cores")
+    console.complain(f"{planned} cases" + (f", {skipped} of them already in the file" if skipped else ""))
+    for name, reason in missing.items():
+        console.complain(f"without {name}: {reason}")
+
+
+def _plot(entries: Sequence[dict[str, Any]], folder: Path) -> None:
+    import importlib.util
+
+    from gradmark import console
+
+    from . import figures
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise console.UsageError("--plot needs matplotlib: pip install 'gradmark[peers]'")
+    files = figures.draw(entries, folder)
+    console.complain(f"{len(files)} figures in {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""Activation functions of other libraries, and the call of gradmark that gives the same values.
+
+What stands on the right is a function of a backend: `gradmark.backend("numba").gelu_tanh(x)`. A function with
+parameters has a line without them, for its defaults, and one with them. Where ours is `seed`ed, theirs draws from a
+generator of its own: the distribution is the same, the numbers are not. The tests compare the values of each line
+with the installed library, and fail where it has an activation function that is not here. Only the standard library
+is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+Calls = Mapping[str, str]
+
+
+def calls(name: str) -> dict[str, str]:
+    """Their calls and ours, of one function.
+
+    Parameters
+    ----------
+    name : str
+        Such as "torch.nn.functional.gelu", "jax.nn.gelu", "keras.activations.gelu".
+
+    Returns
+    -------
+    calls : dict of str to str
+        Their call -> ours, a function of `gradmark.backend(...)`.
+
+    Raises
+    ------
+    LookupError
+        The function is not here; the message lists those of its library, or the libraries.
+
+    Examples
+    --------
+    >>> from gradmark import drop_in
+    >>> drop_in.calls("keras.activations.leaky_relu")
+    {'leaky_relu(x, negative_slope)': 'leaky_relu(x, negative_slope)', 'leaky_relu(x)': 'leaky_relu(x, 0.2)'}
+    """
+    library, _, function = name.rpartition(".")
+    if library not in LIBRARIES:
+        raise LookupError(f"unknown library {library!r}; known libraries: {', '.join(LIBRARIES)}")
+    found = {theirs: ours for theirs, ours in LIBRARIES[library].items() if function_of(theirs) == function}
+    if not found:
+        known = ", ".join(dict.fromkeys(map(function_of, LIBRARIES[library])))
+        raise LookupError(f"no function {function!r} of {library} here; known functions: {known}")
+    return found
+
+
+def function_of(call: str) -> str:
+    """The name of the function that a call calls."""
+    return call.partition("(")[0]
+
+
+TORCH: Calls = MappingProxyType(
+    {
+        "celu(x, alpha)": "celu(x, alpha)",
+        "celu(x)": "celu(x)",
+        "elu(x, alpha)": "elu(x, alpha)",
+        "elu(x)": "elu(x)",
+        "gelu(x)": "gelu(x)",
+        "gelu(x, approximate='tanh')": "gelu_tanh(x)",
+        "glu(x)": "glu(x)",
+        "glu(x, dim)": "glu(x, axis=dim)",
+        "gumbel_softmax(x)": "gumbel_softmax(x, seed=seed)",
+        "hardshrink(x, lambd)": "hardshrink(x, lambd)",
+        "hardshrink(x)": "hardshrink(x)",
+        "hardsigmoid(x)": "hard_sigmoid(x)",
+        "hardswish(x)": "hard_swish(x)",
+        "hardtanh(x, min_val, max_val)": "hard_tanh(x, min_val, max_val)",
+        "hardtanh(x)": "hard_tanh(x)",
+        "leaky_relu(x, negative_slope)": "leaky_relu(x, negative_slope)",
+        "leaky_relu(x)": "leaky_relu(x)",
+        "log_softmax(x, dim)": "log_softmax(x, axis=dim)",
+        "logsigmoid(x)": "log_sigmoid(x)",
+        "mish(x)": "mish(x)",
+        "prelu(x, weight)": "prelu(x, weight)",
+        "relu(x)": "relu(x)",
+        "relu6(x)": "relu6(x)",
+        "rrelu(x, lower, upper)": "rrelu(x, lower, upper)",
+        "rrelu(x)": "rrelu(x)",
+        "rrelu(x, training=True)": "rrelu(x, seed=seed)",
+        "selu(x)": "selu(x)",
+        "sigmoid(x)": "sigmoid(x)",
+        "silu(x)": "silu(x)",
+        "softmax(x, dim)": "softmax(x, axis=dim)",
+        "softmin(x, dim)": "softmin(x, axis=dim)",
+        "softplus(x, beta, threshold)": "softplus(x, beta, threshold)",
+        "softplus(x)": "softplus(x)",
+        "softshrink(x, lambd)": "softshrink(x, lambd)",
+        "softshrink(x)": "softshrink(x)",
+        "softsign(x)": "softsign(x)",
+        "tanh(x)": "tanh(x)",
+        "tanhshrink(x)": "tanhshrink(x)",
+        "threshold(x, threshold, value)": "threshold(x, threshold, value)",
+        # In place.
+        "celu_(x)": "celu(x, out=x)",
+        "elu_(x)": "elu(x, out=x)",
+        "hardtanh_(x)": "hard_tanh(x, out=x)",
+        "leaky_relu_(x)": "leaky_relu(x, out=x)",
+        "relu_(x)": "relu(x, out=x)",
+        "rrelu_(x)": "rrelu(x, out=x)",
+        "selu_(x)": "selu(x, out=x)",
+        "threshold_(x, threshold, value)": "threshold(x, threshold, value, out=x)",
+    }
+)
+
+JAX: Calls = MappingProxyType(
+    {
+        "celu(x, alpha)": "celu(x, alpha)",
+        "celu(x)": "celu(x)",
+        "elu(x, alpha)": "elu(x, alpha)",
+        "elu(x)": "elu(x)",
+        "gelu(x)": "gelu_tanh(x)",
+        "gelu(x, approximate=False)": "gelu(x)",
+        "glu(x)": "glu(x)",
+        "glu(x, axis)": "glu(x, axis=axis)",
+        "hard_sigmoid(x)": "hard_sigmoid(x)",
+        "hard_silu(x)": "hard_swish(x)",
+        "hard_swish(x)": "hard_swish(x)",
+        "hard_tanh(x)": "hard_tanh(x)",
+        "identity(x)": "identity(x)",
+        "leaky_relu(x, negative_slope)": "leaky_relu(x, negative_slope)",
+        "leaky_relu(x)": "leaky_relu(x)",
+        "log_sigmoid(x)": "log_sigmoid(x)",
+        "log_softmax(x)": "log_softmax(x)",
+        "log_softmax(x, axis)": "log_softmax(x, axis=axis)",
+        "mish(x)": "mish(x)",
+        "relu(x)": "relu(x)",
+        "relu6(x)": "relu6(x)",
+        "selu(x)": "selu(x)",
+        "sigmoid(x)": "sigmoid(x)",
+        "silu(x)": "silu(x)",
+        "soft_sign(x)": "softsign(x)",
+        "softmax(x)": "softmax(x)",
+        "softmax(x, axis)": "softmax(x, axis=axis)",
+        "softplus(x)": "softplus(x, threshold=1e30)",
+        "sparse_plus(x)": "sparse_plus(x)",
+        "sparse_sigmoid(x)": "sparse_sigmoid(x)",
+        "squareplus(x, b)": "squareplus(x, b)",
+        "squareplus(x)": "squareplus(x)",
+        "swish(x)": "silu(x)",
+        "tanh(x)": "tanh(x)",
+    }
+)
+
+KERAS: Calls = MappingProxyType(
+    {
+        "celu(x, alpha)": "celu(x, alpha)",
+        "celu(x)": "celu(x)",
+        "elu(x, alpha)": "elu(x, alpha)",
+        "elu(x)": "elu(x)",
+        "exponential(x)": "exponential(x)",
+        "gelu(x)": "gelu(x)",
+        "gelu(x, approximate=True)": "gelu_tanh(x)",
+        "glu(x)": "glu(x)",
+        "glu(x, axis)": "glu(x, axis=axis)",
+        "hard_shrink(x, threshold)": "hardshrink(x, threshold)",
+        "hard_shrink(x)": "hardshrink(x)",
+        "hard_sigmoid(x)": "hard_sigmoid(x)",
+        "hard_silu(x)": "hard_swish(x)",
+        "hard_swish(x)": "hard_swish(x)",
+        "hard_tanh(x)": "hard_tanh(x)",
+        "leaky_relu(x, negative_slope)": "leaky_relu(x, negative_slope)",
+        "leaky_relu(x)": "leaky_relu(x, 0.2)",
+        "linear(x)": "identity(x)",
+        "log_sigmoid(x)": "log_sigmoid(x)",
+        "log_softmax(x)": "log_softmax(x)",
+        "log_softmax(x, axis)": "log_softmax(x, axis=axis)",
+        "mish(x)": "mish(x)",
+        "relu(x)": "relu(x)",
+        "relu(x, negative_slope)": "leaky_relu(x, negative_slope)",
+        "relu(x, max_value=max_val)": "hard_tanh(x, 0.0, max_val)",
+        "relu(x, threshold=threshold)": "threshold(x, threshold, 0.0)",
+        "relu6(x)": "relu6(x)",
+        "selu(x)": "selu(x)",
+        "sigmoid(x)": "sigmoid(x)",
+        "silu(x)": "silu(x)",
+        "soft_shrink(x, threshold)": "softshrink(x, threshold)",
+        "soft_shrink(x)": "softshrink(x)",
+        "softmax(x)": "softmax(x)",
+        "softmax(x, axis)": "softmax(x, axis=axis)",
+        "softplus(x)": "softplus(x, threshold=1e30)",
+        "softsign(x)": "softsign(x)",
+        "sparse_plus(x)": "sparse_plus(x)",
+        "sparse_sigmoid(x)": "sparse_sigmoid(x)",
+        # That of Martins, Astudillo, ICML 2016. Keras 3.15 errs: its rows do not sum to 1.
+        "sparsemax(x)": "sparsemax(x)",
+        "sparsemax(x, axis)": "sparsemax(x, axis=axis)",
+        "squareplus(x, b)": "squareplus(x, b)",
+        "squareplus(x)": "squareplus(x)",
+        "swish(x)": "silu(x)",
+        "tanh(x)": "tanh(x)",
+        "tanh_shrink(x)": "tanhshrink(x)",
+        "threshold(x, threshold, value)": "threshold(x, threshold, value)",
+    }
+)
+
+TIMM: Calls = MappingProxyType(
+    {
+        "gelu(x)": "gelu(x)",
+        "gelu_tanh(x)": "gelu_tanh(x)",
+        "hard_mish(x)": "hard_mish(x)",
+        "hard_sigmoid(x)": "hard_sigmoid(x)",
+        "hard_swish(x)": "hard_swish(x)",
+        "mish(x)": "mish(x)",
+        "quick_gelu(x)": "quick_gelu(x)",
+        "sigmoid(x)": "sigmoid(x)",
+        "swish(x)": "silu(x)",
+        "tanh(x)": "tanh(x)",
+    }
+)
+"""Beside these, timm's create_act knows the functions of torch.nn.functional."""
+
+LIGER: Calls = MappingProxyType(
+    {
+        # a_b holds a and b beside each other along its last axis.
+        "liger_geglu(a, b)": "geglu_tanh(a_b)",
+        "liger_relu_squared(x)": "squared_relu(x)",
+        "liger_softmax(x)": "softmax(x)",
+        "liger_sparsemax(x)": "sparsemax(x)",
+        "liger_sparsemax(x, dim)": "sparsemax(x, axis=dim)",
+        "liger_swiglu(a, b)": "swiglu(a_b)",
+    }
+)
+
+LIBRARIES: Mapping[str, Calls] = MappingProxyType(
+    {
+        "torch.nn.functional": TORCH,
+        "jax.nn": JAX,
+        "keras.activations": KERAS,
+        "timm.layers.activations": TIMM,
+        "liger_kernel.transformers.functional": LIGER,
+    }
+)
+"""Their calls and ours, by library."""

@@ -1,0 +1,1 @@
+"""Gated units, an activation of one half of x times the other half, one module a backend."""

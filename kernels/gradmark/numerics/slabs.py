@@ -1,0 +1,59 @@
+"""How NumPy arrays are walked along an axis: as (outer, length, inner), without a copy where they are dense.
+
+Dense means that the elements fill a block of memory without gaps, in any order of the axes (C, Fortran, channels
+last), the same in all arrays. Then an element along the axis is `inner` contiguous ones after the one before it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+def slabs(axis: int, *arrays: Any) -> tuple[list[Any], int, int, Any]:
+    """The arrays, of which the last is to be written, along `axis`. Their lengths along it may differ.
+
+    Returns
+    -------
+    flat : list of array
+        The arrays as contiguous 1-d ones.
+    outer, inner : int
+    scattered : array or None
+        Where to copy the last of the flat arrays to in the end; None where that is the memory of the result.
+    """
+    # A list, not a generator: this runs in every call, and a generator costs more than the checks.
+    if not all([a.flags.c_contiguous and a.flags.aligned for a in arrays]):  # noqa: C419
+        arrays, axis = _in_the_order_of_memory(axis, arrays)
+    *inputs, out = arrays
+    shape = out.shape
+    inner = 1 if axis == len(shape) - 1 else math.prod(shape[axis + 1 :])
+    outer = math.prod(shape[:axis])
+    if _is_dense(out):
+        return [*map(_flat, inputs), out if out.ndim == 1 else out.reshape(-1)], outer, inner, None
+    return [*map(_flat, inputs), np.empty(out.size, out.dtype)], outer, inner, out
+
+
+def deliver(flat: list[Any], scattered: Any) -> None:
+    """Copy what was written to a result that is not dense."""
+    if scattered is not None:
+        scattered[...] = flat[-1].reshape(scattered.shape)
+
+
+def _in_the_order_of_memory(axis: int, arrays: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
+    """The arrays with their axes in the order of the strides, longest first: for dense ones, that is C order."""
+    out = arrays[-1]
+    order = sorted(range(out.ndim), key=lambda k: -abs(out.strides[k]))
+    turned = tuple(a.transpose(order) for a in arrays)
+    return (turned, order.index(axis)) if all(map(_is_dense, turned)) else (arrays, axis)
+
+
+def _is_dense(array: Any) -> bool:
+    return bool(array.flags.c_contiguous and array.flags.aligned)
+
+
+def _flat(array: Any) -> Any:
+    if not _is_dense(array):
+        array = np.require(array, requirements=["C", "A"])
+    return array if array.ndim == 1 else array.reshape(-1)

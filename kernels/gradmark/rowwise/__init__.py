@@ -1,0 +1,1 @@
+"""Functions of whole rows (softmax and its kin), one module a backend."""
