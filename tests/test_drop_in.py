@@ -70,7 +70,9 @@ NO_ACTIVATIONS = {
 def library(name):
     """The library, or a skip; Keras on PyTorch, so that TensorFlow is not needed."""
     os.environ.setdefault("KERAS_BACKEND", "torch")
-    pytest.importorskip(name.partition(".")[0], reason=f"{name} is not installed: pip install 'gradmark[peers]'")
+    package = name.partition(".")[0]
+    how = "'gradmark[peers]'" if package in ("jax", "keras") else package.replace("_", "-")
+    pytest.importorskip(package, reason=f"{name} is not installed: pip install {how}")
     return importlib.import_module(name)
 
 
