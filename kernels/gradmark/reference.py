@@ -85,12 +85,8 @@ def ulp(value: Any, dtype: str) -> Any:
     magnitude = abs(value)
     exponent = SMALLEST_EXPONENT[dtype]
     if magnitude > 0 and not mpmath.isinf(magnitude):
-        exponent = max(exponent, int(mpmath.floor(mpmath.log(magnitude, 2))))
-        # log rounds: settle the binade exactly.
-        while mpmath.ldexp(1, exponent + 1) <= magnitude:
-            exponent += 1
-        while exponent > SMALLEST_EXPONENT[dtype] and mpmath.ldexp(1, exponent) > magnitude:
-            exponent -= 1
+        # frexp is exact: magnitude = m 2^e with m in [1/2, 1).
+        exponent = max(exponent, int(mpmath.frexp(magnitude)[1]) - 1)
     return mpmath.ldexp(1, exponent - MANTISSA_BITS[dtype])
 
 

@@ -353,15 +353,16 @@ def _relu6(m: Elementary) -> tuple[Scalar, Scalar]:
 
 
 def _squared_relu(m: Elementary) -> tuple[Scalar, Scalar]:
-    zero = m.real(0)
+    zero, one = m.real(0), m.real(1)
 
     def value(x: Any, p: Any) -> Any:
         return zero if x < zero else x * x
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
-        # Doubled last: 2 x may be infinite where g x is not.
-        y = g * x
-        return zero if x <= zero else y + y
+        # Doubled is the smaller of the two, which neither overflows nor rounds before the product does.
+        below = abs(g) < one
+        y = (g + g if below else g) * (x if below else x + x)
+        return zero if x <= zero else y
 
     return value, gradient
 
@@ -756,15 +757,20 @@ def _sparse_sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
 
 def _exponential(m: Elementary) -> tuple[Scalar, Scalar]:
     exp, exp_parts, scale, one = m.exp, m.exp_parts, m.scale, m.real(1)
-    # exp(x) overflows long before, but g exp(x) need not.
-    largest = m.real(174 if m.dtype == "float32" else 1400)
+    # exp(x) overflows long before, but g exp(x) need not: a small g is scaled up, so that it is not subnormal, and
+    # times exp(large) even the smallest overflows.
+    shift, unshifted = m.integer(64 if m.dtype == "float32" else 600), m.integer(0)
+    boost = m.real(2.0 ** (64 if m.dtype == "float32" else 600))
+    large, largest = (m.real(bound) for bound in ((90, 194) if m.dtype == "float32" else (711, 1456)))
 
     def value(x: Any, p: Any) -> Any:
         return exp(x)
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
-        q, _, k = exp_parts(largest if x > largest else x)
-        return scale(g * (one + q), k)
+        small = abs(g) < one
+        limit = largest if small else large
+        q, _, k = exp_parts(limit if x > limit else x)
+        return scale((g * boost if small else g) * (one + q), k - (shift if small else unshifted))
 
     return value, gradient
 

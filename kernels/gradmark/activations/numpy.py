@@ -613,9 +613,9 @@ def _squared_relu(x: Any, out: Any, work: Any) -> None:
 
 
 def _squared_relu_slope(grad: Any, x: Any, out: Any, work: Any) -> None:
-    """2 x above 0. Where 2 x overflows, the doubling comes last."""
+    """2 x above 0. Where 2 x overflows, the gradient is doubled."""
     beyond = None if np.maximum.reduce(x) < _LARGEST / 2 else np.flatnonzero(x > _LARGEST / 2)
-    settled = None if beyond is None else 2 * (grad[beyond] * x[beyond])
+    settled = None if beyond is None else (2 * grad[beyond]) * x[beyond]
     y = work.double()
     np.maximum(x, work.constant(0.0, x.dtype), out=y)
     np.add(y, y, out=y)
@@ -746,9 +746,13 @@ def _exponential_slope_single(grad: Any, x: Any, out: Any, work: Any) -> None:
 
 
 def _exponential_slope(grad: Any, x: Any, out: Any, work: Any) -> None:
-    """exp' = exp. Where exp(x) overflows, g exp(x) may not: there exp(x) = exp(x - K) exp(K)."""
+    """exp' = exp. Where exp(x) overflows, g exp(x) may not: there exp(x) is a product of three that do not."""
     beyond = None if np.maximum.reduce(x) < 709.0 else np.flatnonzero(x >= 709.0)
-    settled = None if beyond is None else (grad[beyond] * _EXP_OF_BEYOND) * np.exp(x[beyond] - _BEYOND)
+    settled = None
+    if beyond is not None:
+        rest = x[beyond] - _BEYOND
+        most = np.minimum(rest, 700.0)
+        settled = grad[beyond] * _EXP_OF_BEYOND * np.exp(most) * np.exp(rest - most)
     y = work.double()
     np.exp(x, out=y)
     np.multiply(grad, y, out=out)

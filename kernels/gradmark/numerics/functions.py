@@ -58,6 +58,8 @@ class Elementary:
     dtype: str
     real: Function
     """Converts a Python number to a constant of the dtype (outside of compiled code)."""
+    integer: Function
+    """Converts one to a constant of the type of exponents."""
     nothing: Any
     """-0.0, which is the low part of a sum that has none: a compiler may drop x + -0.0, but not x + 0.0."""
     fma: Function
@@ -135,6 +137,7 @@ def functions(m: Arithmetic) -> Elementary:
     return Elementary(
         dtype=m.dtype,
         real=m.real,
+        integer=m.integer,
         nothing=m.real(-0.0),
         fma=m.fma,
         scale=m.scale,

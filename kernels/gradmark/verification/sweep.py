@@ -37,8 +37,8 @@ BACKWARD_STRIDE = 37
 SAMPLE_SHARE = 61
 """Values of a parameter beside the default get so many times fewer points."""
 
-_GRADIENTS = (1.0, -0.75, 3e-3, -200.0, 2.0**-100, -(2.0**100))
-"""Incoming gradients, in turn, with one more that makes the result subnormal: seven, which no stride here divides."""
+_GRADIENTS = (1.0, -0.75, 3e-3, -200.0, 2.0**-100, -(2.0**100), -1.1e-20, 5e9)
+"""Incoming gradients, in turn, with three more that are near underflow: eleven, a prime that nothing else cycles in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +271,13 @@ def rounded(parameters: Sequence[float], dtype: str) -> tuple[float, ...]:
     return tuple(float(np.dtype(dtype).type(p)) for p in parameters)
 
 
+@functools.cache
+def _gradients(dtype: str) -> Any:
+    tiny = 2.0 ** reference.SMALLEST_EXPONENT[dtype]
+    smallest = np.finfo(dtype).smallest_subnormal
+    return np.array([*_GRADIENTS, 6.0 * tiny, -0.37 * tiny, smallest], dtype=dtype)
+
+
 def _points(piece: Piece) -> tuple[Any, Any]:
     """x, and for a backward pass the incoming gradients; arrays of the job's dtype."""
     job = piece.job
@@ -278,7 +285,7 @@ def _points(piece: Piece) -> tuple[Any, Any]:
         x = regions(job)[piece.region].at(piece.start, piece.count).astype(job.dtype, copy=False)
     if job.operation_pass == FORWARD:
         return x, None
-    cycle = np.array([*_GRADIENTS, 6.0 * 2.0 ** reference.SMALLEST_EXPONENT[job.dtype]], dtype=job.dtype)
+    cycle = _gradients(job.dtype)
     return x, np.resize(np.roll(cycle, -(piece.start % cycle.size)), x.size)
 
 
