@@ -25,9 +25,17 @@ def data(shape, seed=0):
     return [3 * rng.standard_normal(shape) for _ in range(3)]
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+# The last is beyond the sizes from which loops are parallel; all activations share the template of that loop.
+SHAPES = [(257,), (), (0, 3), (4, 5, 6), (300, 300)]
+SHARED_BY_THREADS = (None, "relu", "gelu", "mish", "hard_swish")
+
+
+@pytest.mark.parametrize(
+    ("activation", "shape"),
+    [(a, shape) for a in ACTIVATIONS for shape in SHAPES if shape != SHAPES[-1] or a in SHARED_BY_THREADS],
+    ids=str,
+)
 @pytest.mark.parametrize(("name", "dtype"), CASES)
-@pytest.mark.parametrize("shape", [(257,), (), (0, 3), (4, 5, 6), (300, 300)], ids=str)
 def test_equals_the_activation_of_the_sum(name, dtype, activation, shape):
     """To the bit: the accuracy of the activation itself is measured by its own tests.
 
@@ -149,9 +157,10 @@ def test_backends_agree_on_any_shape(shape, activation, seed):
         grad, x, f = map(arrays, values)
         y = arrays.backend.residual_add(x, f, activation=activation)
         results.append((y, arrays.backend.residual_add_backward(grad, x, f, activation=activation)))
-    for parts in zip(*results, strict=True):
+    # torch's derivative of gelu_tanh cancels: near -6 it errs by some ULP of 1, times |x| and the gradient.
+    for parts, atol in zip(zip(*results, strict=True), (1e-14, 1e-13), strict=True):
         for part in parts[1:]:
-            np.testing.assert_allclose(to_numpy(part), to_numpy(parts[0]), rtol=1e-12, atol=1e-14)
+            np.testing.assert_allclose(to_numpy(part), to_numpy(parts[0]), rtol=1e-12, atol=atol)
 
 
 @pytest.mark.parametrize("name", gradmark.BACKENDS)
