@@ -1,4 +1,4 @@
-"""Plugin for asv: what `asv run` measures where no -b is given, so that a commit takes at most 10 minutes on two cores.
+"""Plugin for asv: what `asv run` measures where no -b is given, to keep a commit near 10 minutes on two cores.
 
 Everything is measured, of every operation and pass, in every backend, at the size that lives in cache: that is where
 a kernel's own arithmetic, its vectorization and the cost of a call show. Left to `-b` are the elementwise and row-wise

@@ -68,6 +68,38 @@ def test_the_wide_reference_keeps_the_sign_of_zero(row):
         assert list(np.signbit(values)) == [False, True]
 
 
+def drawn_parameters(row, rng):
+    """Parameters within what the row accepts, spread over orders of magnitude."""
+    while True:
+        sizes = 10.0 ** rng.uniform(-2.0, 1.5, len(row.parameters))
+        signs = [rng.choice([1.0, -1.0]) if p.name in SIGNED else 1.0 for p in row.parameters]
+        values = tuple(float(a * b) for a, b in zip(sizes, signs, strict=True))
+        if row.unmet(values) is None:
+            return values
+
+
+SIGNED = ("lower", "min_val", "value", "negative_slope", "weight")
+
+
+@pytest.mark.parametrize("row", [row for row in ACTIVATIONS if row.parameters], ids=lambda row: row.name)
+def test_bars_hold_at_any_parameters(row):
+    """Not only at the samples of the catalog, on which the backends were built."""
+    rng = np.random.default_rng(20261125)
+    for _ in range(6):
+        parameters = drawn_parameters(row, rng)
+        for dtype, which, stride in (
+            ("float32", FORWARD, 2**15),
+            ("float64", FORWARD, 2**15),
+            ("float32", BACKWARD, 2**9),
+        ):
+            thin = sweep.Job(row.name, which, dtype, parameters, ("numpy", "numba"), stride)
+            for piece in sweep.pieces(thin):
+                for name, tally in sweep.judge(piece).items():
+                    allowed = row.ulp[which] + sweep.RESOLUTION[dtype]
+                    assert tally.worst <= allowed, (name, which, dtype, parameters, tally.where)
+                    assert (tally.nan, tally.inf) == (0, 0), (name, which, dtype, parameters)
+
+
 def test_other_dtypes_are_refused():
     with pytest.raises(ValueError, match="accepted: float32, float64"):
         wide.wide("float16")

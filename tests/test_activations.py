@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -494,3 +495,56 @@ def test_slopes_follow_the_index_not_the_memory(row, backend):
     result = getattr(namespace, row.name)(plain, seed=3, out=plain)
     assert result is plain
     np.testing.assert_array_equal(from_backend(plain), expected)
+
+
+# --- corners that were wrong once -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_a_threshold_may_exceed_half_precision(backend):
+    """JAX and Keras have none, which is threshold=1e30 here, in every dtype."""
+    namespace = gradmark.backend(backend)
+    x = np.array([-1.0, 30.0], np.float16)
+    x = x if backend == "numpy" else torch.from_numpy(x)
+    y = np.asarray(namespace.softplus(x, 1.0, 1e30), np.float64)
+    np.testing.assert_allclose(y, np.log1p(np.exp([-1.0, 30.0])), rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_swish_without_slope_is_half_of_x_also_at_infinity(dtype):
+    x = np.array([np.inf, -np.inf, 3.0], dtype)
+    zero = np.zeros(1, dtype)
+    with np.errstate(all="ignore"):
+        y = gradmark.backend("numba").swish(x, zero)
+        dx, _ = gradmark.backend("numba").swish_backward(np.ones(3, dtype), x, zero)
+    np.testing.assert_array_equal(y, x / 2)
+    np.testing.assert_array_equal(dx, np.full(3, 0.5))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exponential_backward_overflows_only_where_the_product_does(backend, dtype):
+    limits = np.finfo(dtype)
+    grad = np.array([limits.max, limits.smallest_subnormal, 1.0, -limits.max], dtype)
+    x = np.array([-6.0, 3 * np.log(2) + float(-limits.minexp) * np.log(2), np.log(2), -1.0], dtype)
+    found = gradmark.backend(backend).exponential_backward(grad, x)
+    wide = np.exp(x.astype(np.longdouble)) * grad
+    np.testing.assert_allclose(found.astype(np.longdouble), wide, rtol=4 * limits.eps)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scalars_of_numpy_are_numbers(backend):
+    namespace = gradmark.backend(backend)
+    x = np.array([-1.0, 2.0], np.float32)
+    x = torch.from_numpy(x) if backend == "torch" else x
+    for kind in (np.float32, np.float64):
+        np.testing.assert_array_equal(namespace.prelu(x, kind(0.25)), namespace.prelu(x, 0.25))
+
+
+def test_parts_of_a_tensor_that_lie_side_by_side_do_not_overlap():
+    namespace = gradmark.backend("torch")
+    both = torch.arange(-12.0, 12.0).reshape(4, 6)
+    expected = namespace.relu(both[:, :3].clone())
+    assert torch.equal(namespace.relu(both[:, :3], out=both[:, 3:]), expected)
+    with pytest.raises(ValueError, match="out overlaps x"):
+        namespace.relu(both[:, :3], out=both[:, 2:5])

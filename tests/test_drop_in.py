@@ -201,3 +201,9 @@ def test_only_the_standard_library_is_imported():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert loaded - {"gradmark"} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", [None, 3, "gelu"])
+def test_names_without_a_library_are_refused(name):
+    with pytest.raises(LookupError, match="known libraries"):
+        drop_in.calls(name)

@@ -397,7 +397,9 @@ def test_the_command_merges_its_results(tmp_path, monkeypatch):
     record = json.loads(file.read_text())
     assert (record["schema"], record["kind"]) == (1, "peers")
     assert len(record["entries"]) == 4
-    assert "gelu,relu" in record["entries"][0]["measured"]["command"] or record["entries"][0]["operation"] == "relu"
+    commands = {entry["operation"]: entry["measured"]["command"] for entry in record["entries"]}
+    assert "gelu,relu" in commands["relu"]
+    assert "gelu,relu" not in commands["gelu"]
     assert by_name(record["summary"], "numba, from 2^12 elements: as fast")["compared"] == 4
 
 
@@ -458,3 +460,18 @@ def test_same_values_looks_at_the_first_array():
     assert contenders.same_values(data, (x, 3), x)
     assert not contenders.same_values(data, x * 1.01, x)
     assert not contenders.same_values(data, x[:5], x)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--groups", "gated"], "together"),
+        (["--plot", "/dev/null/figures"], "matplotlib|can be written"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_measured(monkeypatch, capsys, more, message):
+    from benchmarks.peers import __main__ as command
+
+    monkeypatch.setattr(timing, "timed_case", lambda *args, **rest: pytest.fail("measured"))
+    assert command.main(["--ops", "relu", "--sizes", "12", *more]) == 2
+    assert re.search(message, capsys.readouterr().err)

@@ -104,7 +104,8 @@ def test_out_and_in_place(row, backend):
     grad = to_backend(namespace, rng.normal(size=(6, 8)), "float32")
     saved = fresh() if row.seeded else forward(fresh(), **more)
     y, dx = from_backend(forward(fresh(), **more)), from_backend(backward(grad, saved, **more))
-    for out in (fresh(), to_backend(namespace, np.zeros((6, 16)), "float32")[:, ::2], fresh().T.reshape(6, 8)):
+    across = to_backend(namespace, np.zeros((8, 6)), "float32").T
+    for out in (fresh(), to_backend(namespace, np.zeros((6, 16)), "float32")[:, ::2], across):
         assert forward(fresh(), out=out, **more) is out
         np.testing.assert_allclose(from_backend(out), y, rtol=1e-6)
         assert backward(grad, saved, out=out, **more) is out
@@ -230,3 +231,8 @@ def test_bad_input(row, backend):
             forward(x, seed=-1)
         with pytest.raises(TypeError, match="hard"):
             forward(x, seed=1, hard="yes")
+
+
+def test_devices_without_values_give_shapes():
+    y = gradmark.backend("torch").gumbel_softmax(torch.empty(3, 4, device="meta"), seed=1)
+    assert (y.device.type, y.shape) == ("meta", (3, 4))

@@ -72,6 +72,10 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
 
     began = time.perf_counter()
     planned = _planned(options)
+    if not planned:
+        raise console.UsageError("no benchmark has the given operations, groups and passes together")
+    if options.plot:
+        _check_plots(Path(options.plot))
     if options.resume and options.json is None:
         raise console.UsageError("--resume needs --json FILE, which says what is there")
     console.check_writable("--json", options.json)
@@ -211,15 +215,25 @@ def _say_beginning(head: Mapping[str, Any], missing: Mapping[str, str], planned:
         console.complain(f"without {name}: {reason}")
 
 
-def _plot(entries: Sequence[dict[str, Any]], folder: Path) -> None:
+def _check_plots(folder: Path) -> None:
+    """Raise, before anything is measured, where figures could not be drawn."""
     import importlib.util
 
     from gradmark import console
 
-    from . import figures
-
     if importlib.util.find_spec("matplotlib") is None:
         raise console.UsageError("--plot needs matplotlib: pip install 'gradmark[peers]'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise console.UsageError(f"--plot {folder}: {error.strerror}; give a folder that can be written") from error
+
+
+def _plot(entries: Sequence[dict[str, Any]], folder: Path) -> None:
+    from gradmark import console
+
+    from . import figures
+
     files = figures.draw(entries, folder)
     console.complain(f"{len(files)} figures in {folder}")
 

@@ -37,6 +37,8 @@ class Parameter:
     """Of a learnable parameter: the derivative of y with respect to it, as an expression."""
     samples: tuple[float, ...] = ()
     """Values at which the tests evaluate it, beside the default."""
+    compared: bool = False
+    """Only compared with, in float32 for half precision: so it may exceed the range of x's dtype there."""
     doc: str
 
     @property
@@ -58,6 +60,8 @@ class Deviation:
     """Errors count in ULP of max(|result|, floor); an expression in x, g and the parameters."""
     infinities: bool = False
     """The backend gives NaN or infinity at an x that is infinite or so large that an intermediate overflows."""
+    overflow: bool = False
+    """Where the derivative overflows, so does the result, though its product with the gradient may be finite."""
     nan: bool = False
     """Where x is NaN, the backend's derivative is that of another branch."""
     reason: str
@@ -259,6 +263,7 @@ _ATEN_SILU_LIMIT = "ATen computes s (1 + x (1 - s)) with a rounded 1 - s, and in
 _ATEN_OUTPUT = "ATen derives from the rounded y, so that 1 - y cancels: the error is relative to |g|"
 _ATEN_SWISH = "the gate is ATen's sigmoid of a rounded beta x"
 _ATEN_SWISH_SLOPE = "σ and 1 - σ are ATen's sigmoids of a rounded beta x: the error is relative to |g|"
+_ATEN_EXP = "ATen's exp(x) overflows where g exp(x) may be finite"
 _ATEN_NAN = "at NaN ATen's vectorized loop takes another branch than its scalar one"
 _ATEN_HARD_SIGMOID = "at NaN ATen gives 0"
 _ATEN_HARD_SWISH = "ATen multiplies by a clipped x + 3 and divides by 6: -inf · 0, and an overflow"
@@ -467,10 +472,13 @@ ACTIVATIONS: tuple[Activation, ...] = (
         source="Barron, arXiv:1704.07483, eq. 2",
         parameters=(
             Parameter(
-                name="alpha", default=1.0, samples=(0.5, 1.3), doc="scale for x <= 0, of the result and of x; positive"
+                name="alpha",
+                default=1.0,
+                samples=(0.5, 1.3),
+                doc="scale for x <= 0, of the result and of x; from 1e-6 to 1e6",
             ),
         ),
-        requires=("alpha > 0",),
+        requires=("1e-6 <= alpha <= 1e6",),
         kinks=(0.0,),
         deviations=(Deviation(backend="torch", operation_pass=BACKWARD, nan=True, reason=_ATEN_NAN),),
         peer="F.celu(x, alpha)",
@@ -593,10 +601,12 @@ ACTIVATIONS: tuple[Activation, ...] = (
         derivative="1 if beta * x > threshold else 1 / (1 + exp(-beta * x))",
         source="Dugas, Bengio, Bélisle, Nadeau, Garcia, NIPS 2000",
         parameters=(
-            Parameter(name="beta", default=1.0, samples=(2.0, 0.3), doc="sharpness, positive"),
-            Parameter(name="threshold", default=20.0, samples=(5.0, 1000.0), doc="beyond this beta x, y = x"),
+            Parameter(name="beta", default=1.0, samples=(2.0, 0.3), doc="sharpness, from 1e-3 to 1e6"),
+            Parameter(
+                name="threshold", default=20.0, samples=(5.0, 1000.0), compared=True, doc="beyond this beta x, y = x"
+            ),
         ),
-        requires=("beta > 0",),
+        requires=("1e-3 <= beta <= 1e6",),
         conventions="the threshold is PyTorch's; JAX and Keras have none, which is threshold=1e30",
         kinks=(20.0, 5.0),
         signed_zero=False,
@@ -660,10 +670,13 @@ ACTIVATIONS: tuple[Activation, ...] = (
         source="Barron, arXiv:2112.11687, eq. 1",
         parameters=(
             Parameter(
-                name="b", default=4.0, samples=(1.0, 0.25), doc="curvature, positive; 4 as in JAX and Keras: y(0) = 1"
+                name="b",
+                default=4.0,
+                samples=(1.0, 0.25),
+                doc="curvature, from 1e-6 to 1e6; 4 as in JAX and Keras: y(0) = 1",
             ),
         ),
-        requires=("b > 0",),
+        requires=("1e-6 <= b <= 1e6",),
         signed_zero=False,
         peer="(x + (x * x + b).sqrt()) / 2",
     ),
@@ -692,6 +705,7 @@ ACTIVATIONS: tuple[Activation, ...] = (
         derivative="exp(x)",
         source="the definition",
         signed_zero=False,
+        deviations=(Deviation(backend="torch", operation_pass=BACKWARD, overflow=True, reason=_ATEN_EXP),),
         peer="torch.exp(x)",
     ),
     Activation(
@@ -769,7 +783,10 @@ GATED: tuple[Gated, ...] = (
 
 # Numba keeps 2; the exp of NumPy has an error of 1 ULP, and four roundings follow.
 _SOFTMAX = MappingProxyType({FORWARD: 2.5, BACKWARD: 4.0})
-_ATEN_DIFFERENCE = "ATen's exp enlarges the rounding error of x - max x, and has one of several ULP of its own"
+_ATEN_DIFFERENCE = (
+    "ATen's exp enlarges the rounding error of x - max x, and has one of several ULP of its own; along an axis that is"
+    " not the last it sums one after the other in the dtype, where thousands of elements cost more than is allowed here"
+)
 _ATEN_LOGARITHM = "ATen takes the logarithm of a rounded 1 + s: where y is small, the error is relative to 1"
 _ATEN_SUM = "ATen sums in the dtype: the error grows with the length"
 _SOFTMAX_SCALE = "y * (abs(g) + sum(abs(g) * y))"

@@ -39,7 +39,7 @@ def calls(name: str) -> dict[str, str]:
     >>> drop_in.calls("keras.activations.leaky_relu")
     {'leaky_relu(x, negative_slope)': 'leaky_relu(x, negative_slope)', 'leaky_relu(x)': 'leaky_relu(x, 0.2)'}
     """
-    library, _, function = name.rpartition(".")
+    library, _, function = str(name).rpartition(".")
     if library not in LIBRARIES:
         raise LookupError(f"unknown library {library!r}; known libraries: {', '.join(LIBRARIES)}")
     found = {theirs: ours for theirs, ours in LIBRARIES[library].items() if function_of(theirs) == function}

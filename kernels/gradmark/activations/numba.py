@@ -165,10 +165,12 @@ def _prelu(m: Elementary) -> tuple[Scalar, Scalar]:
 
 
 def _elu(m: Elementary) -> tuple[Scalar, Scalar]:
-    exp, expm1, zero = m.exp, m.expm1, m.real(0)
+    exp, expm1_parts, fma, zero = m.exp, m.expm1_parts, m.fma, m.real(0)
 
     def value(x: Any, p: Any) -> Any:
-        return x if x > zero else p * expm1(x)
+        high, low = expm1_parts(x)
+        below = p * x if x == zero else fma(p, high, p * low)
+        return x if x > zero else below
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
         # (p (exp x - 1))' = p exp x.
@@ -274,7 +276,7 @@ def _gate(m: Elementary) -> tuple[Scalar, Scalar]:
         e, _ = exponential(-high, -low)
         y = divided(scale(fma(below, p, below), k) if sign < zero else x, nothing, e, nothing)
         # The residual of an infinite quotient is NaN, and that of a zero loses the sign.
-        return x if (sign > zero) & (abs(x) == infinity) else math.copysign(y, x)
+        return x if (sign >= zero) & (abs(x) == infinity) else math.copysign(y, x)
 
     @inlined
     def slope(sign: Any, high: Any, low: Any, v: Any, v_low: Any) -> Any:
@@ -304,7 +306,7 @@ def _swish(m: Elementary) -> tuple[Scalar, Scalar]:
         # A zero p times an infinite x is 0 here: x σ(0).
         z = zero if p == zero else p * x
         # Beyond ±1e4 the rest has no say, and is NaN where z has overflowed.
-        low = fma(p, x, -z) if abs(z) < largest else zero
+        low = fma(p, x, -z) if (abs(z) < largest) & (p != zero) else zero
         return z, abs(z), -low if z < zero else low
 
     def value(x: Any, p: Any) -> Any:
@@ -380,7 +382,9 @@ def _rrelu(m: Elementary) -> tuple[Scalar, Scalar]:
 
 
 def _celu(m: Elementary) -> tuple[Scalar, Scalar]:
-    expm1_sum, fma, zero, one, largest = m.expm1_sum, m.fma, m.real(0), m.real(1), m.real(1e4)
+    expm1_sum_parts, fma, zero, one, largest = m.expm1_sum_parts, m.fma, m.real(0), m.real(1), m.real(1e4)
+    # exp(z) - 1 is z there.
+    smallest = m.real(-(2.0**-27 if m.dtype == "float32" else 2.0**-56))
     exponential, _, _ = _logistic(m)
 
     @inlined
@@ -392,7 +396,9 @@ def _celu(m: Elementary) -> tuple[Scalar, Scalar]:
 
     def value(x: Any, p: Any) -> Any:
         z, low = scaled(x, p)
-        return x if x > zero else p * expm1_sum(z, low)
+        high, low = expm1_sum_parts(z, low)
+        # x itself: z may be subnormal, or a zero without its sign.
+        return x if z > smallest else fma(p, high, p * low)
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
         # (p (exp(x / p) - 1))' = exp(x / p).
@@ -433,7 +439,7 @@ def _hard_sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
         return one if x >= three else y
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
-        return zero if (x <= -three) | (x >= three) else fma(g, sixth, g * sixth_low)
+        return zero if (x <= -three) | (x >= three) else g * sixth
 
     return value, gradient
 
@@ -556,7 +562,13 @@ def _softsign(m: Elementary) -> tuple[Scalar, Scalar]:
 
 
 def _softplus(m: Elementary) -> tuple[Scalar, Scalar]:
-    log1p_unit, exp_parts_sum, scale, fma, nothing = m.log1p_unit, m.exp_parts_sum, m.scale, m.fma, m.nothing
+    log1p_unit_parts, exp_parts_sum, scale, fma, nothing = (
+        m.log1p_unit_parts,
+        m.exp_parts_sum,
+        m.scale,
+        m.fma,
+        m.nothing,
+    )
     zero, one, largest = m.real(0), m.real(1), m.real(1e4)
     lifted_below, lift, lowered = m.real(-50), 64, m.real(2.0**-64)
     exponential, divided, _ = _logistic(m)
@@ -574,11 +586,20 @@ def _softplus(m: Elementary) -> tuple[Scalar, Scalar]:
         e, e_low = exponential(high, low)
         # log(1 + e) is e where e may be subnormal. It is lifted from there for the division, which would magnify what
         # e has lost.
-        q, _, k = exp_parts_sum(high, low)
+        q, q_low, k = exp_parts_sum(high, low)
         tiny = high < lifted_below
-        y = (scale(one + q, k + lift) if tiny else log1p_unit(e, e_low)) / p[0]
-        y = y * lowered if tiny else y
-        y = y if z < zero else x + y
+        lifted, (y, y_low) = one + q, log1p_unit_parts(e, e_low)
+        lifted_low = (q - (lifted - one)) + q_low
+        y = scale(lifted, k + lift) if tiny else y
+        y_low = scale(lifted_low, k + lift) if tiny else y_low
+        inverse = one / p[0]
+        high = y * inverse
+        low = (fma(-high, p[0], y) + y_low) * inverse
+        below = high + low
+        below = below * lowered if tiny else below
+        # Beside x > 0, log(1 + e) has no say there.
+        total, rest = _two_sum(x, zero if tiny else high)
+        y = below if z < zero else total + (rest + (zero if tiny else low))
         return x if z > p[1] else y
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
@@ -758,9 +779,9 @@ def _sparse_sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
 def _exponential(m: Elementary) -> tuple[Scalar, Scalar]:
     exp, exp_parts, scale, one = m.exp, m.exp_parts, m.scale, m.real(1)
     # exp(x) overflows long before, but g exp(x) need not: a small g is scaled up, so that it is not subnormal, and
-    # times exp(large) even the smallest overflows.
-    shift, unshifted = m.integer(64 if m.dtype == "float32" else 600), m.integer(0)
-    boost = m.real(2.0 ** (64 if m.dtype == "float32" else 600))
+    # times exp(largest) even the smallest overflows. A large one is scaled down: its product with 1 + q may overflow.
+    shift = 64 if m.dtype == "float32" else 600
+    up, down, upwards, downwards = m.real(2.0**shift), m.real(2.0**-shift), m.integer(shift), m.integer(-shift)
     large, largest = (m.real(bound) for bound in ((90, 194) if m.dtype == "float32" else (711, 1456)))
 
     def value(x: Any, p: Any) -> Any:
@@ -770,7 +791,7 @@ def _exponential(m: Elementary) -> tuple[Scalar, Scalar]:
         small = abs(g) < one
         limit = largest if small else large
         q, _, k = exp_parts(limit if x > limit else x)
-        return scale((g * boost if small else g) * (one + q), k - (shift if small else unshifted))
+        return scale(g * (up if small else down) * (one + q), k - (upwards if small else downwards))
 
     return value, gradient
 
@@ -783,6 +804,11 @@ def _identity(m: Elementary) -> tuple[Scalar, Scalar]:
         return g
 
     return value, gradient
+
+
+def _mean(like: Any, lower: float, upper: float) -> float:
+    """Of the parameters as the dtype has them."""
+    return (float(like.dtype.type(lower)) + float(like.dtype.type(upper))) / 2
 
 
 def _seeded(pair: Pair) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -799,12 +825,12 @@ def _seeded(pair: Pair) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     def forward(x: Any, lower: float, upper: float, seed: int | None, out: Any) -> Any:
         if seed is None:
-            return fixed(x, (lower + upper) / 2, out)
+            return fixed(x, _mean(x, lower, upper), out)
         return drawn((slopes(x, lower, upper, seed), x), 0.0, out)
 
     def backward(grad: Any, x: Any, lower: float, upper: float, seed: int | None, out: Any) -> Any:
         if seed is None:
-            return fixed_backward(grad, x, (lower + upper) / 2, out)
+            return fixed_backward(grad, x, _mean(x, lower, upper), out)
         return drawn_backward((slopes(x, lower, upper, seed), grad, x), 0.0, out)
 
     return forward, backward

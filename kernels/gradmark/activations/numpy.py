@@ -805,11 +805,20 @@ def _celu(x: Any, alpha: float, out: Any, work: Any) -> None:
     z, rest = quotient_and_rest(below, alpha, work)
     y = work.double()
     np.expm1(z, out=y)
-    if rest is not None:
+    if rest is None:
+        np.multiply(y, alpha, out=y)
+    else:
+        # The sum keeps what it rounds away: it would count twice where the product has a smaller mantissa.
         np.add(y, 1.0, out=z)
-        np.multiply(z, rest, out=z)
-        np.add(y, z, out=y)
-    np.multiply(y, alpha, out=y)
+        np.multiply(rest, z, out=rest)
+        np.add(y, rest, out=z)
+        np.subtract(z, y, out=y)
+        np.subtract(rest, y, out=rest)
+        np.multiply(rest, alpha, out=rest)
+        np.multiply(z, alpha, out=y)
+        np.add(y, rest, out=y)
+    # Near 0 it is x, of which z may be subnormal, or a zero without its sign.
+    selected(mask_where(np.greater(below, -alpha * 2.0**-56), x.dtype, work), below, y, y, work)
     joined(y, above, out)
 
 
@@ -890,6 +899,10 @@ def _softplus_single(x: Any, beta: float, threshold: float, out: Any, work: Any)
 
 def _softplus_of(x: Any, z: Any, rest: Any, beta: float, threshold: float, out: Any, work: Any) -> None:
     linear = _beyond_threshold(z, rest, threshold)
+    # Where exp(z) is subnormal, a division by less than 1 would magnify what it has lost.
+    tail = np.flatnonzero(z < _SUBNORMAL_EXP) if beta < 1.0 and np.fmin.reduce(z) < _SUBNORMAL_EXP else None
+    if tail is not None:
+        settled = _lifted_exp(z[tail], 0.0 if rest is None else rest[tail]) / beta * 2.0**-_LIFT
     e, y = work.double(), work.double()
     minus_abs(z, e)
     if rest is None:
@@ -914,6 +927,17 @@ def _softplus_of(x: Any, z: Any, rest: Any, beta: float, threshold: float, out: 
     else:
         np.add(y, e, out=y)
         selected(mask_where(linear, y.dtype, work), x, y, out, work)
+    if tail is not None:
+        out[tail] = settled
+
+
+_SUBNORMAL_EXP, _LIFT = -707.0, 512
+
+
+def _lifted_exp(z: Any, rest: Any) -> Any:
+    """exp(z + rest) 2^_LIFT for z from -1e4 to -700; adding the high part of _LIFT ln 2 to z is exact."""
+    e, d = np.exp(z + _LIFT * LN2_HIGH), rest + _LIFT * LN2_LOW
+    return e + e * (d + d * d / 2)
 
 
 def _softplus_slope(grad: Any, x: Any, beta: float, threshold: float, out: Any, work: Any) -> None:

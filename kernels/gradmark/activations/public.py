@@ -66,16 +66,18 @@ def check_agreement(array: Any, role: str, x: Any, arrays: ArrayLibrary) -> None
     check_same_shape(array, role, x, "x")
 
 
-def fixed_parameter(value: Any, name: str, x: Any, arrays: ArrayLibrary) -> float:
-    """`value` as a kernel holds it: a float64 where x is one, else a float32. TypeError or ValueError if it is none."""
-    largest = arrays.largest(x)
+def fixed_parameter(value: Any, name: str, largest: float) -> float:
+    """`value` as a kernel holds it: a float64 where x is one, else a float32. TypeError or ValueError if it is none.
+
+    `largest` is the largest number that is accepted; that of float64 says that x is one.
+    """
     number = finite_number(value, name, largest)
     return number if largest == sys.float_info.max else ctypes.c_float(number).value
 
 
 def learnable_parameter(value: Any, name: str, x: Any, arrays: ArrayLibrary) -> tuple[Any, tuple[int, ...]]:
     """`value` as an array of shape (1,) or (channels,), and the shape that its gradient is to have."""
-    if type(value) is float or (isinstance(value, numbers.Real) and not hasattr(value, "dtype")):
+    if isinstance(value, numbers.Real):  # Scalars of NumPy too, but no array of shape ().
         return arrays.scalar(finite_number(value, name, arrays.largest(x)), x).reshape(1), ()
     arrays.check_like(value, name, x, "x")
     shape = tuple(value.shape)
@@ -156,10 +158,9 @@ def _check_parameters(row: Activation, arrays: ArrayLibrary) -> list[str]:
                 f"    {p.name}, shape_of_{p.name} = learnable({p.name}, {p.name!r}, x, arrays)",
             ]
         else:
+            largest = f"max(largest, {_FLOAT32_LARGEST!r})" if p.compared else "largest"
             slow = f"type({p.name}) is not float or not -largest <= {p.name} <= largest"
-            # A number that float32 may round to 0 is judged as what it is there.
-            slow += f" or -{_FLOAT32_TINY!r} < {p.name} < {_FLOAT32_TINY!r}" if row.requires else ""
-            lines += [f"if {slow}:", f"    {p.name} = fixed({p.name}, {p.name!r}, x, arrays)"]
+            lines += [f"if {slow}:", f"    {p.name} = fixed({p.name}, {p.name!r}, {largest})"]
     for requirement in row.requires:
         given = ", ".join(f"{p.name}={p.name}" for p in row.parameters)
         lines += [f"if not ({requirement}):", f"    raise unmet({row.name!r}, {requirement!r}, {given})"]
@@ -168,8 +169,7 @@ def _check_parameters(row: Activation, arrays: ArrayLibrary) -> list[str]:
     return lines
 
 
-_FLOAT32_TINY = 2.0**-126
-"""The smallest normal number of float32."""
+_FLOAT32_LARGEST = (2.0 - 2.0**-23) * 2.0**127
 
 
 def _find_out(row: Activation, arrays: ArrayLibrary, *roles: str) -> list[str]:

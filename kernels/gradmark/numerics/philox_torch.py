@@ -23,17 +23,21 @@ def fill_uniform(out: Any, first: int, seed: int, low: float, high: float) -> No
     """Fill the 1-d tensor `out` with the elements first, first + 1, ... of U(low, high)."""
     start, span, last = interval(low, high, "float64" if out.dtype == torch.float64 else "float32")
     per_block, uniform = (2, _uniform_64) if out.dtype == torch.float64 else (4, _uniform_32)
-    for block_index, count, target, source in chunks(first, out.numel(), per_block, CHUNK[out.device.type]):
+    for block_index, count, target, source in chunks(first, out.numel(), per_block, _chunk(out.device)):
         u = uniform(_words(block_index, count, seed, out.device))
         u.mul_(span).add_(start).clamp_(max=last)
         out[target] = u[source]
+
+
+def _chunk(device: Any) -> int:
+    return CHUNK.get(device.type, CHUNK["cuda"])
 
 
 def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> None:
     """Fill the 1-d tensor `out` with the elements first, first + 1, ... of N(mean, std²)."""
     double = out.dtype == torch.float64
     per_block, normal = (2, _normal_64) if double else (4, _normal_32)
-    for block_index, count, target, source in chunks(first, out.numel(), per_block, CHUNK[out.device.type]):
+    for block_index, count, target, source in chunks(first, out.numel(), per_block, _chunk(out.device)):
         z = normal(_words(block_index, count, seed, out.device)).mul_(std).add_(mean)[source]
         # Through float32 for float16 and bfloat16, whose elements are defined so.
         out[target] = z if double else z.to(torch.float32)
@@ -43,7 +47,7 @@ def fill_gumbel(out: Any, first: int, seed: int) -> None:
     """Fill the 1-d tensor `out` with the elements first, first + 1, ... of Gumbel(0, 1)."""
     double = out.dtype == torch.float64
     per_block, inside = (2, _inside_64) if double else (4, _inside_32)
-    for block_index, count, target, source in chunks(first, out.numel(), per_block, CHUNK[out.device.type]):
+    for block_index, count, target, source in chunks(first, out.numel(), per_block, _chunk(out.device)):
         v = inside(_words(block_index, count, seed, out.device)).log_().neg_().log_().neg_()[source]
         # Through float32 for float16 and bfloat16, whose elements are defined so.
         out[target] = v if double else v.to(torch.float32)

@@ -114,7 +114,7 @@ def _check_arguments(row: Rowwise, arguments: list[str], like: str) -> list[str]
     if not arguments:
         return []
     lines = ["seed = check_seed(seed)"]
-    lines += [f"{p.name} = fixed({p.name}, {p.name!r}, {like}, arrays)" for p in row.parameters]
+    lines += [f"{p.name} = fixed({p.name}, {p.name!r}, arrays.largest({like}))" for p in row.parameters]
     for requirement in row.requires:
         given = ", ".join(f"{p.name}={p.name}" for p in row.parameters)
         lines += [f"if not ({requirement}):", f"    raise unmet({row.name!r}, {requirement!r}, {given})"]
@@ -167,6 +167,10 @@ ValueError
 """
 
 
+def _limit(row: Rowwise) -> str:
+    return " x / tau must not overflow: where it does, results are undefined." if row.seeded else ""
+
+
 def _forward_doc(row: Rowwise) -> str:
     noise = ", with n the noise -log(-log(v)), v uniform in (0, 1)" if row.seeded else ""
     return f"""y = {row.formula}, of each row along an axis{noise}.
@@ -174,7 +178,7 @@ def _forward_doc(row: Rowwise) -> str:
 Parameters
 ----------
 x : array
-    The input, with at least one element along the axis. -inf masks an element.
+    The input, with at least one element along the axis. -inf masks an element.{_limit(row)}
 {_argument_docs(row, hard=True)}axis : int
     The axis of the rows. Default: -1, the last.
 out : array, optional

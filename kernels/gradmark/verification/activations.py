@@ -136,8 +136,8 @@ def _worst_of_family(
                 continue
             if deviation is not None and deviation.nan and np.isnan(x):
                 continue
-            # A derivative beyond the dtype's numbers is infinite there, whatever g is.
-            if operation_pass == BACKWARD and np.isinf(y) and reference.overflows(slope, dtype):
+            overflows = deviation is not None and deviation.overflow and np.isinf(y)
+            if overflows and reference.overflows(slope, dtype):
                 value = mpmath.sign(value) * mpmath.inf
             extra = _floor(deviation, row, x, g, value, parameters, dtype)
             error = reference.error_in_ulp(float(y), value, reference.floor_of(operation_pass, g, dtype, extra), dtype)
