@@ -290,3 +290,29 @@ def test_processes_that_compile_at_the_same_time_do_not_swap_their_kernels(monke
     assert [sum(one.stats.cache_hits.values()) for one in loaded] == [1, 1]
     assert loaded[0](3) == 9
     assert loaded[1](1.5) == 2.25
+
+
+MIXED = """
+import sys
+import numpy as np
+import gradmark
+
+backend, x = gradmark.backend("numba"), np.linspace(-8, 8, 2**16)
+wrong = []
+for name, size in zip(sys.argv[1::2], map(int, sys.argv[2::2])):
+    arguments = [x[:size]] * (2 if name.endswith("_backward") else 1)
+    if not np.allclose(getattr(backend, name)(*arguments), getattr(gradmark.backend("numpy"), name)(*arguments)):
+        wrong.append(name)
+sys.exit(f"wrong: {wrong}" if wrong else 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("cached", "other"), [("tanhshrink_backward", "relu_backward"), ("mish", "sigmoid"), ("tanh", "softsign")]
+)
+def test_kernels_from_the_cache_and_compiled_ones_are_not_mixed_up(tmp_path, cached, other):
+    """A loop that an earlier process has compiled, one that this process does, and the parallel loop of the first."""
+    environment = {**os.environ, "GRADMARK_CACHE_DIR": str(tmp_path)}
+    for calls in ([cached, "100"], [cached, "100", other, "100", cached, str(2**16)]):
+        done = subprocess.run([sys.executable, "-c", MIXED, *calls], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,12 +41,30 @@ def jit(function: Callable[..., Any], signature: Any, *, name: str, parallel: bo
     parallel : bool
         Whether Numba parallelizes its `prange` loops.
     """
+    function = _named(function, name)
     dispatcher = numba.njit(nogil=True, error_model="numpy", parallel=parallel)(function)
     dispatcher._cache = _KernelCache(function, name, signature)
     dispatcher.compile(signature)
     dispatcher.disable_compile()
     compiled: Callable[..., Any] = dispatcher
     return compiled
+
+
+def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A copy of the function under the kernel's own name.
+
+    Numba names machine code after the function, the types, and a number that counts the functions of the process. A
+    kernel from the cache has the number of the process that compiled it: of two kernels of one name, one from the cache
+    and one compiled here, a third that calls the first may then be linked with the second. It happened: a parallel
+    tanhshrink_backward ran the loop of relu_backward.
+    """
+    assert isinstance(function, types.FunctionType)
+    copy = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__qualname__ = f"{function.__qualname__}.{name}"
+    copy.__module__ = function.__module__
+    return copy
 
 
 def folder() -> Path:
