@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -512,21 +513,22 @@ def test_a_threshold_may_exceed_half_precision(backend):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_swish_without_slope_is_half_of_x_also_at_infinity(dtype):
-    x = np.array([np.inf, -np.inf, 3.0], dtype)
+    x = np.array([np.inf, -np.inf, 3.0, np.nan], dtype)
     zero = np.zeros(1, dtype)
     with np.errstate(all="ignore"):
         y = gradmark.backend("numba").swish(x, zero)
-        dx, _ = gradmark.backend("numba").swish_backward(np.ones(3, dtype), x, zero)
+        dx, _ = gradmark.backend("numba").swish_backward(np.ones(4, dtype), x, zero)
     np.testing.assert_array_equal(y, x / 2)
-    np.testing.assert_array_equal(dx, np.full(3, 0.5))
+    np.testing.assert_array_equal(dx, [0.5, 0.5, 0.5, np.nan])
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_exponential_backward_overflows_only_where_the_product_does(backend, dtype):
     limits = np.finfo(dtype)
-    grad = np.array([limits.max, limits.smallest_subnormal, 1.0, -limits.max], dtype)
-    x = np.array([-6.0, 3 * np.log(2) + float(-limits.minexp) * np.log(2), np.log(2), -1.0], dtype)
+    grad = np.array([limits.max, limits.smallest_subnormal, 1.0, -limits.max, limits.max, -limits.max], dtype)
+    lowest = 1.1 * float(limits.minexp) * np.log(2)
+    x = np.array([-6.0, 3 * np.log(2) - float(limits.minexp) * np.log(2), np.log(2), -1.0, lowest, -np.inf], dtype)
     found = gradmark.backend(backend).exponential_backward(grad, x)
     wide = np.exp(x.astype(np.longdouble)) * grad
     np.testing.assert_allclose(found.astype(np.longdouble), wide, rtol=4 * limits.eps)
@@ -548,3 +550,15 @@ def test_parts_of_a_tensor_that_lie_side_by_side_do_not_overlap():
     assert torch.equal(namespace.relu(both[:, :3], out=both[:, 3:]), expected)
     with pytest.raises(ValueError, match="out overlaps x"):
         namespace.relu(both[:, :3], out=both[:, 2:5])
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_exact_product_is_what_exceeds_a_threshold(backend, dtype):
+    """0.3 x is rounded to 5, and is more."""
+    x = np.array([5.0 / float(np.dtype(dtype).type(0.3))], dtype)
+    beta = Fraction(float(np.dtype(dtype).type(0.3)))
+    while Fraction(float(x[0])) * beta <= 5:
+        x = np.nextafter(x, np.dtype(dtype).type(np.inf))
+    assert gradmark.backend(backend).softplus(x, 0.3, 5.0)[0] == x[0]
+    assert gradmark.backend(backend).softplus_backward(np.ones_like(x), x, 0.3, 5.0)[0] == 1.0

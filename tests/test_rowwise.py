@@ -236,3 +236,5 @@ def test_bad_input(row, backend):
 def test_devices_without_values_give_shapes():
     y = gradmark.backend("torch").gumbel_softmax(torch.empty(3, 4, device="meta"), seed=1)
     assert (y.device.type, y.shape) == ("meta", (3, 4))
+    out = torch.empty_like(y)
+    assert gradmark.backend("torch").softmax(y, out=out) is out

@@ -11,6 +11,7 @@ Exit codes: 0 every bar that was judged is met, 1 one is not, 2 the command was 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -227,6 +228,8 @@ def _check_plots(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise console.UsageError(f"--plot {folder}: {error.strerror}; give a folder that can be written") from error
+    if not os.access(folder, os.W_OK):
+        raise console.UsageError(f"--plot {folder}: give a folder that can be written")
 
 
 def _plot(entries: Sequence[dict[str, Any]], folder: Path) -> None:

@@ -169,7 +169,9 @@ def _elu(m: Elementary) -> tuple[Scalar, Scalar]:
 
     def value(x: Any, p: Any) -> Any:
         high, low = expm1_parts(x)
-        below = p * x if x == zero else fma(p, high, p * low)
+        # A zero of the product has the sign that it has without the low part.
+        below = p * (x if x == zero else high)
+        below = below if below == zero else fma(p, high, p * low)
         return x if x > zero else below
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
@@ -299,12 +301,12 @@ def _swish(m: Elementary) -> tuple[Scalar, Scalar]:
     fma, zero = m.fma, m.real(0)
     gate_value, gate_slope = _gate(m)
     exponential, _, divided_twice = _logistic(m)
-    largest, _infinity = m.real(1e4), m.real(math.inf)
+    largest, infinity = m.real(1e4), m.real(math.inf)
 
     @inlined
     def product(p: Any, x: Any) -> Any:
         # A zero p times an infinite x is 0 here: x σ(0).
-        z = zero if p == zero else p * x
+        z = zero if (p == zero) & (abs(x) == infinity) else p * x
         # Beyond ±1e4 the rest has no say, and is NaN where z has overflowed.
         low = fma(p, x, -z) if (abs(z) < largest) & (p != zero) else zero
         return z, abs(z), -low if z < zero else low
@@ -580,13 +582,18 @@ def _softplus(m: Elementary) -> tuple[Scalar, Scalar]:
         low = fma(p, x, -z) if abs(z) < largest else zero
         return z, -abs(z), low if z < zero else -low
 
+    @inlined
+    def exceeds(z: Any, low: Any, threshold: Any) -> Any:
+        """Whether the exact product does; `low` has the sign that it has beside -|z|."""
+        return (z > threshold) | ((z == threshold) & ((low > zero) if z < zero else (low < zero)))
+
     def value(x: Any, p: Any) -> Any:
         # log(1 + exp z) = max(z, 0) + log(1 + exp(-|z|)).
-        z, high, low = product(x, p[0])
-        e, e_low = exponential(high, low)
+        z, high, z_low = product(x, p[0])
+        e, e_low = exponential(high, z_low)
         # log(1 + e) is e where e may be subnormal. It is lifted from there for the division, which would magnify what
         # e has lost.
-        q, q_low, k = exp_parts_sum(high, low)
+        q, q_low, k = exp_parts_sum(high, z_low)
         tiny = high < lifted_below
         lifted, (y, y_low) = one + q, log1p_unit_parts(e, e_low)
         lifted_low = (q - (lifted - one)) + q_low
@@ -600,13 +607,13 @@ def _softplus(m: Elementary) -> tuple[Scalar, Scalar]:
         # Beside x > 0, log(1 + e) has no say there.
         total, rest = _two_sum(x, zero if tiny else high)
         y = below if z < zero else total + (rest + (zero if tiny else low))
-        return x if z > p[1] else y
+        return x if exceeds(z, z_low, p[1]) else y
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
         z, high, low = product(x, p[0])
         e, _ = exponential(high, low)
         slope = divided(e if z < zero else one, nothing, e, nothing)
-        return g * (one if z > p[1] else slope)
+        return g * (one if exceeds(z, low, p[1]) else slope)
 
     return value, gradient
 
@@ -777,20 +784,24 @@ def _sparse_sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
 
 
 def _exponential(m: Elementary) -> tuple[Scalar, Scalar]:
-    exp, exp_parts, scale, one = m.exp, m.exp_parts, m.scale, m.real(1)
-    # exp(x) overflows long before, but g exp(x) need not: a small g is scaled up, so that it is not subnormal, and
-    # times exp(largest) even the smallest overflows. A large one is scaled down: its product with 1 + q may overflow.
-    shift = 64 if m.dtype == "float32" else 600
+    exp, exp_parts_within, scale, one = m.exp, m.exp_parts_within, m.scale, m.real(1)
+    # exp(x) over- and underflows, but g exp(x) need not: a small g is scaled up, so that it is not subnormal, and a
+    # large one down, as its product with 1 + q may overflow. Beyond the bounds the product is infinite, or 0.
+    narrow = m.dtype == "float32"
+    shift = 64 if narrow else 600
     up, down, upwards, downwards = m.real(2.0**shift), m.real(2.0**-shift), m.integer(shift), m.integer(-shift)
-    large, largest = (m.real(bound) for bound in ((90, 194) if m.dtype == "float32" else (711, 1456)))
+    highest_of_small, lowest_of_small = (m.real(x) for x in ((194, -120) if narrow else (1456, -760)))
+    highest_of_large, lowest_of_large = (m.real(x) for x in ((90, -194) if narrow else (711, -1456)))
 
     def value(x: Any, p: Any) -> Any:
         return exp(x)
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
         small = abs(g) < one
-        limit = largest if small else large
-        q, _, k = exp_parts(limit if x > limit else x)
+        highest = highest_of_small if small else highest_of_large
+        lowest = lowest_of_small if small else lowest_of_large
+        t = highest if x > highest else x
+        q, _, k = exp_parts_within(lowest if t < lowest else t)
         return scale(g * (up if small else down) * (one + q), k - (upwards if small else downwards))
 
     return value, gradient

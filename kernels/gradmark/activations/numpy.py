@@ -735,8 +735,8 @@ def _exponential_single(x: Any, out: Any, work: Any) -> None:
 
 
 def _exponential_slope_single(grad: Any, x: Any, out: Any, work: Any) -> None:
-    """NumPy's exp of float32 is off by 2.6 ULP; where it overflows, g exp(x) may not."""
-    beyond = None if np.maximum.reduce(x) < 88.0 else np.flatnonzero(x >= 88.0)
+    """NumPy's exp of float32 is off by 2.6 ULP; where it over- or underflows, g exp(x) may not."""
+    beyond = _outside(x, -87.0, 88.0)
     settled = None if beyond is None else grad[beyond] * np.exp(x[beyond].astype(np.float64))
     y = work.single()
     np.exp(x, out=y)
@@ -746,18 +746,27 @@ def _exponential_slope_single(grad: Any, x: Any, out: Any, work: Any) -> None:
 
 
 def _exponential_slope(grad: Any, x: Any, out: Any, work: Any) -> None:
-    """exp' = exp. Where exp(x) overflows, g exp(x) may not: there exp(x) is a product of three that do not."""
-    beyond = None if np.maximum.reduce(x) < 709.0 else np.flatnonzero(x >= 709.0)
+    """exp' = exp. Where exp(x) over- or underflows, g exp(x) may not: there it is a product of three that do not."""
+    beyond = _outside(x, -708.0, 709.0)
     settled = None
     if beyond is not None:
-        rest = x[beyond] - _BEYOND
-        most = np.minimum(rest, 700.0)
-        settled = grad[beyond] * _EXP_OF_BEYOND * np.exp(most) * np.exp(rest - most)
+        above = x[beyond] > 0
+        rest = x[beyond] - np.where(above, _BEYOND, -_BEYOND)
+        most = np.clip(rest, -700.0, 700.0)
+        first = np.where(above, grad[beyond] * _EXP_OF_BEYOND, grad[beyond] / _EXP_OF_BEYOND)
+        settled = first * np.exp(most) * np.exp(rest - most)
     y = work.double()
     np.exp(x, out=y)
     np.multiply(grad, y, out=out)
     if beyond is not None:
         out[beyond] = settled
+
+
+def _outside(x: Any, low: float, high: float) -> Any:
+    """Where x lies outside of [low, high); None where it does so nowhere."""
+    if np.fmax.reduce(x) < high and np.fmin.reduce(x) >= low:
+        return None
+    return np.flatnonzero((x >= high) | (x < low))
 
 
 def _elu(x: Any, alpha: float, out: Any, work: Any) -> None:
@@ -900,8 +909,9 @@ def _softplus_single(x: Any, beta: float, threshold: float, out: Any, work: Any)
 def _softplus_of(x: Any, z: Any, rest: Any, beta: float, threshold: float, out: Any, work: Any) -> None:
     linear = _beyond_threshold(z, rest, threshold)
     # Where exp(z) is subnormal, a division by less than 1 would magnify what it has lost.
-    tail = np.flatnonzero(z < _SUBNORMAL_EXP) if beta < 1.0 and np.fmin.reduce(z) < _SUBNORMAL_EXP else None
-    if tail is not None:
+    tail = None
+    if beta < 1.0 and np.fmin.reduce(z) < _SUBNORMAL_EXP:
+        tail = np.flatnonzero((z < _SUBNORMAL_EXP) & (True if linear is None else ~linear))
         settled = _lifted_exp(z[tail], 0.0 if rest is None else rest[tail]) / beta * 2.0**-_LIFT
     e, y = work.double(), work.double()
     minus_abs(z, e)

@@ -6,6 +6,7 @@ contract. Functions here take `out` and write to it; `grad` and `x` may be the s
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import Any
 
@@ -162,17 +163,24 @@ def squared_relu_backward(grad: Any, x: Any, out: Any) -> Any:
     return out.mul_(2)
 
 
+def _mean(x: Any, lower: float, upper: float) -> float:
+    """Of the parameters as float64 or float32 has them."""
+    if x.dtype == torch.float64:
+        return (lower + upper) / 2
+    return (ctypes.c_float(lower).value + ctypes.c_float(upper).value) / 2
+
+
 def rrelu(x: Any, lower: float, upper: float, seed: int | None, out: Any) -> Any:
     """ATen's leaky_relu; with a seed, a slope for each element."""
     if seed is None:
-        return aten.leaky_relu.out(x, (lower + upper) / 2, out=out)
+        return aten.leaky_relu.out(x, _mean(x, lower, upper), out=out)
     return out.copy_(torch.where(x < 0, x * _slopes(x, lower, upper, seed), x))
 
 
 def rrelu_backward(grad: Any, x: Any, lower: float, upper: float, seed: int | None, out: Any) -> Any:
     """The slope where x <= 0."""
     if seed is None:
-        return aten.leaky_relu_backward.grad_input(grad, x, (lower + upper) / 2, False, grad_input=out)
+        return aten.leaky_relu_backward.grad_input(grad, x, _mean(x, lower, upper), False, grad_input=out)
     return out.copy_(torch.where(x > 0, grad, grad * _slopes(x, lower, upper, seed)))
 
 

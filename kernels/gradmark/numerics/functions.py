@@ -75,6 +75,8 @@ class Elementary:
     """
     exp_parts_sum: Function
     """The same for a sum high + low, the low part below half an ULP of the high one."""
+    exp_parts_within: Function
+    """As exp_parts, for x of both signs, within bounds that the caller keeps: half of k is an exponent of the dtype."""
     expm1: Function
     """exp(x) - 1 for x <= 0 and for small x > 0, 1.1 ULP."""
     expm1_parts: Function
@@ -133,7 +135,7 @@ def functions(m: Arithmetic) -> Elementary:
     """The elementary functions on the primitives of `m`."""
     form = _FORMATS[m.dtype]
     two_product, quotient = _two_product(m), _quotient(m)
-    exp, exp_parts, exp_parts_sum = _exp(m, form)
+    exp, exp_parts, exp_parts_sum, exp_parts_within = _exp(m, form)
     expm1_pair, expm1, expm1_sum_parts = _expm1(m, form)
     tanh, tanh_squared = _tanh(m, expm1_pair)
     tail, tail_slope = _tails(m, exp_parts_sum)
@@ -148,6 +150,7 @@ def functions(m: Arithmetic) -> Elementary:
         exp=exp,
         exp_parts=exp_parts,
         exp_parts_sum=exp_parts_sum,
+        exp_parts_within=exp_parts_within,
         expm1=expm1,
         expm1_parts=expm1_pair,
         expm1_sum_parts=expm1_sum_parts,
@@ -283,7 +286,7 @@ def _power_of_two(m: Arithmetic, form: _Format) -> Function:
     return power
 
 
-def _exp(m: Arithmetic, form: _Format) -> tuple[Function, Function, Function]:
+def _exp(m: Arithmetic, form: _Format) -> tuple[Function, Function, Function, Function]:
     """exp(x), and exp of x <= 0 and of a sum high + low <= 0 as (1 + p + p_low) 2^k."""
     select, scale, (reduce, reduce_sum) = m.select, m.scale, _reduction(m, form)
     one, largest, smallest = m.real(1), m.real(form.largest), m.real(form.smallest)
@@ -303,7 +306,12 @@ def _exp(m: Arithmetic, form: _Format) -> tuple[Function, Function, Function]:
         p, _, k = parts(select(x > largest, largest, x))
         return scale(one + p, k)
 
-    return exp, parts, parts_sum
+    @m.function
+    def parts_within(x: Any) -> Any:
+        k, p, p_low = reduce(x)
+        return p, p_low, k
+
+    return exp, parts, parts_sum, parts_within
 
 
 def _expm1(m: Arithmetic, form: _Format) -> tuple[Function, Function, Function]:
