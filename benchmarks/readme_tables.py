@@ -36,7 +36,7 @@ def tables(folder: Path = EVIDENCE) -> str:
     """
     sections = (
         *_section("Accuracy: worst error in ULP", folder, "verify", _accuracy),
-        *_section("Accuracy of the activations on every input", folder, "accuracy", _sweep),
+        *_section("Accuracy of the activations, over millions of inputs and more", folder, "accuracy", _sweep),
         *_section("Speed: the fastest backend", folder, "choose", _speed),
         *_section("Speed: beside what you would use instead", folder, "peers", _peers),
         *_section("Pull requests: how often gradmark check errs", folder, "check-study", _study),
