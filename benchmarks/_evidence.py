@@ -5,15 +5,36 @@ Each entry says by which command, at which commit and on which machine it was me
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Key = tuple[Any, ...]
 Entry = dict[str, Any]
+
+
+def command(
+    module: str,
+    arguments: Sequence[str] | None,
+    parser: Callable[[], argparse.ArgumentParser],
+    run: Callable[[argparse.Namespace, Sequence[str]], int],
+    wrong: int,
+) -> int:
+    """Run `python -m MODULE` with these arguments (those of the process by default) and return its exit code."""
+    from gradmark import console
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(given)
+    try:
+        return run(options, given)
+    except console.UsageError as error:
+        console.complain(f"{module}: {error}")
+        return wrong
 
 
 def head(kind: str, module: str, arguments: Sequence[str]) -> dict[str, Any]:

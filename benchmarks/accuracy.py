@@ -40,8 +40,6 @@ CHECKED_POINTS = 10_000
 _CHECKED_AT_ONCE = 500
 _SAMPLE_CHECKED_POINTS = 500
 
-_THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
 
 @dataclass(slots=True)
 class Subject:
@@ -59,15 +57,7 @@ class Subject:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (those of the process by default) and return its exit code."""
-    from gradmark import console
-
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    try:
-        return _run(options, given)
-    except console.UsageError as error:
-        console.complain(f"benchmarks.accuracy: {error}")
-        return WRONG
+    return _evidence.command("benchmarks.accuracy", arguments, _parser, _run, WRONG)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -196,6 +186,7 @@ def _tasks(subjects: Iterable[Subject]) -> Iterator[Task]:
 def _sweep(subjects: Sequence[Subject]) -> Iterator[Subject]:
     """The subjects, as they are finished."""
     from gradmark import console
+    from gradmark.tracking import machine
 
     total = 0.0
     for subject, weight, _, _ in _tasks(subjects):
@@ -204,7 +195,7 @@ def _sweep(subjects: Sequence[Subject]) -> Iterator[Subject]:
     if not subjects:
         return
     cores = _cores()
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    os.environ.update(dict.fromkeys(machine.THREAD_VARIABLES, "1"))
     # Not forked: OpenMP's threads do not survive that.
     context = multiprocessing.get_context("spawn")
     with (

@@ -33,15 +33,7 @@ _RESERVE_SECONDS = 2.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (those of the process by default) and return its exit code."""
-    from gradmark import console
-
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    try:
-        return _run(options, given)
-    except console.UsageError as error:
-        console.complain(f"benchmarks.peers: {error}")
-        return WRONG
+    return _evidence.command("benchmarks.peers", arguments, _parser, _run, WRONG)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -794,6 +794,20 @@ _SOFTMAX_SCALE = "y * (abs(g) + sum(abs(g) * y))"
 _LOGITS = "(abs(where(y > 0, x, 0)) + abs(n)) / tau"
 _GUMBEL_SPREAD = f"(1 + {_LOGITS} + sum(y * {_LOGITS}))"
 
+
+def _softmax_deviations(depth: str) -> tuple[Deviation, ...]:
+    """Those of softmax and softmin; `depth` is how far a logit lies below the largest."""
+    return (
+        Deviation(
+            backend="torch",
+            operation_pass=FORWARD,
+            floor=f"where(y > 0, y * (4 + {depth}), 0)",
+            reason=_ATEN_DIFFERENCE,
+        ),
+        Deviation(backend="torch", operation_pass=BACKWARD, floor=f"2 * {_SOFTMAX_SCALE}", reason=_ATEN_SUM),
+    )
+
+
 ROWWISE: tuple[Rowwise, ...] = (
     Rowwise(
         name="softmax",
@@ -802,15 +816,7 @@ ROWWISE: tuple[Rowwise, ...] = (
         source="Bridle, Neurocomputing, NATO ASI Series F 68, 1990",
         ulp=_SOFTMAX,
         scales=MappingProxyType({FORWARD: "0", BACKWARD: _SOFTMAX_SCALE}),
-        deviations=(
-            Deviation(
-                backend="torch",
-                operation_pass=FORWARD,
-                floor="where(y > 0, y * (4 + max(x) - x), 0)",
-                reason=_ATEN_DIFFERENCE,
-            ),
-            Deviation(backend="torch", operation_pass=BACKWARD, floor=f"2 * {_SOFTMAX_SCALE}", reason=_ATEN_SUM),
-        ),
+        deviations=_softmax_deviations("max(x) - x"),
         peer="F.softmax(x, axis)",
     ),
     Rowwise(
@@ -838,15 +844,7 @@ ROWWISE: tuple[Rowwise, ...] = (
         source="torch.nn.Softmin: softmax of -x",
         ulp=_SOFTMAX,
         scales=MappingProxyType({FORWARD: "0", BACKWARD: _SOFTMAX_SCALE}),
-        deviations=(
-            Deviation(
-                backend="torch",
-                operation_pass=FORWARD,
-                floor="where(y > 0, y * (4 + max(-x) + x), 0)",
-                reason=_ATEN_DIFFERENCE,
-            ),
-            Deviation(backend="torch", operation_pass=BACKWARD, floor=f"2 * {_SOFTMAX_SCALE}", reason=_ATEN_SUM),
-        ),
+        deviations=_softmax_deviations("max(-x) + x"),
         peer="F.softmin(x, axis)",
     ),
     Rowwise(

@@ -22,7 +22,7 @@ SCHEMA = 1
 """Of the result files. Raise it when a field changes its meaning or goes; a new field does not."""
 
 _DISTRIBUTIONS = ("numpy", "numba", "llvmlite", "torch", "scipy")
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def provenance(kind: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "thread_variables": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
+        "thread_variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
     }
 
 
