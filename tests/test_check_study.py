@@ -1,8 +1,9 @@
-"""From rounds made by hand to verdicts, reports and the study's sentences; no process is started."""
+"""From rounds made by hand to verdicts, reports and the study's sentences; nothing is measured."""
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from gradmark import cli
 from gradmark.tracking.check import decide, engine, study, study_table, verdicts
 from gradmark.tracking.check.decide import LOOKS, SCREEN_ROUNDS, THRESHOLD
-from gradmark.tracking.check.repository import Project
+from gradmark.tracking.check.repository import NotMeasurableError, Project
 from gradmark.tracking.check.results import (
     FAILED,
     FASTER,
@@ -504,3 +506,17 @@ def test_the_outcome_of_a_check_is_what_the_sentences_need():
     assert part["failures"] == ["time_failed: ValueError: no"]
     (line,) = study_table.lines({"parts": {"many_identical": {"check": part}}})
     assert line.startswith("many_identical: 1 slower, 0 faster, 1 same, 7 undecided, 1 failed, ")
+
+
+def test_a_study_with_a_part_that_could_not_be_measured_says_so_and_keeps_the_others(tmp_path, monkeypatch, capsys):
+    def unmeasured(*_):
+        raise NotMeasurableError("no network")
+
+    part = {"check": study._outcome(mixed_report())}
+    monkeypatch.setattr(study, "PARTS", {"foreign": unmeasured, "many_identical": lambda *_: part})
+    file = tmp_path / "study.json"
+    assert cli.main(["check", "--study", "--json", str(file)]) == NOT_MEASURED
+    assert "foreign: could not be measured: no network" in capsys.readouterr().out
+    parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
+    assert parts["foreign"]["failed"] == "no network"
+    assert parts["many_identical"]["check"] == part["check"]

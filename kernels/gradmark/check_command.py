@@ -130,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
 def _study(options: argparse.Namespace) -> int:
     from gradmark.tracking import machine
     from gradmark.tracking.check import study, study_table
-    from gradmark.tracking.check.results import NOTHING_SLOWER
+    from gradmark.tracking.check.results import NOT_MEASURED, NOTHING_SLOWER
 
     unknown = sorted(set(options.study or ()) - set(study.PARTS))
     if unknown:
@@ -164,7 +164,7 @@ def _study(options: argparse.Namespace) -> int:
         out = console.stdout()
         for line in study_table.lines(record):
             out.print(line)
-    return NOTHING_SLOWER
+    return NOT_MEASURED if any("failed" in part for part in record["parts"].values()) else NOTHING_SLOWER
 
 
 def _parts_before(file: str | None) -> dict[str, Any]:

@@ -181,17 +181,14 @@ def foreign(display: Display) -> dict[str, Any]:
             found[name] = {"version": suite.version}
             for head in ("same", "slow"):
                 display.tell(f"{name}: base against {head}")
-                report, _ = run_check(
-                    folder, commits["base"], commits[head], display, patterns=(suite.measured,), env_spec=None,
-                    budget=_FOREIGN_BUDGET,
-                )  # fmt: skip
+                both = commits["base"], commits[head]
+                report, _ = run_check(folder, *both, display, patterns=(suite.measured,), env_spec=None)
                 slower = [{"benchmark": c.label, "ratio": c.ratio} for c in report.comparisons if c.verdict == SLOWER]
                 found[name][head] = {"check": _outcome(report), "slower": slower}
     return found
 
 
 _FOREIGN = ("flox", "xbatcher")
-_FOREIGN_BUDGET = 240.0
 
 
 def _fetch(name: str, version: str, folder: Path) -> Path:

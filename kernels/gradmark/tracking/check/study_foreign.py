@@ -78,8 +78,8 @@ SUITES: dict[str, Suite] = {
         },
         module="flox/aggregations.py",
         changed="generic_aggregate",
-        measured=r"^reduce\.ChunkReduce",
-        reached=r"^reduce\.ChunkReduce",
+        measured=r"^reduce\.ChunkReduce1D\.",
+        reached=r"^reduce\.ChunkReduce1D\.",
     ),
     "xarray": Suite(
         version="2026.9.0",
@@ -102,7 +102,7 @@ SUITES: dict[str, Suite] = {
         requirements={"dask": "2026.8.0", "xarray": "2026.9.0"},
         module="xbatcher/generators.py",
         changed="BatchSchema._gen_patch_selectors",
-        measured=".",
+        measured=r"^(generators|accessors)\.",
         reached=r"^(generators|accessors)\.",
         left_out=("asv_bench/benchmarks/loaders.py",),  # torch
     ),
