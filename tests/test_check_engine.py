@@ -711,7 +711,10 @@ def test_schedule_of_sentinels_uses_their_sides():
         ([1.0, 0.99, 1.0], False, (SERIAL, True)),
         ([0.5, 0.6, 0.4], False, (SERIAL, False)),
         ([1.9, 1.8, 2.0], False, (PARALLEL, False)),
-        ([1.0, 1.0, 2.0], False, (SERIAL, True)),
+        # Once may be an accident, but one core would be too few if it was none.
+        ([1.0, 1.0, 2.0], False, (SERIAL, False)),
+        # Several threads beside a busy neighbour.
+        ([1.0, 0.98, 1.4, 1.02, 1.0, 1.6], False, (PARALLEL, False)),
         ([None, None, None], False, (SERIAL, False)),
         ([0.1, 0.1, 0.1], True, (DEVICE, False)),
     ],
