@@ -6,6 +6,7 @@ cog calls `tables`. A table whose file is missing says so; no figure comes from 
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -296,9 +297,32 @@ def _study(record: dict[str, Any]) -> Iterator[str]:
     missed = _missed(parts.get("plus5"))
     if missed:
         yield f"\nSerial benchmarks whose +5 % was not found, each with the slowdown it can see: {missed}."
+    yield from _lost(parts.get("lost"))
     yield from _foreign(parts.get("foreign", {}))
     measured = (f"{name} at {part['measured']['commit'][:10]}" for name, part in parts.items())
     yield f"\nEach part was measured by a command of its own: {', '.join(measured)}."
+
+
+def _lost(part: dict[str, Any] | None) -> Iterator[str]:
+    """What the clock says of kernels that lost something, and what the machine code says."""
+    yield "\nSlowdowns as they happen, in the serial Numba kernels:\n"
+    rows = []
+    for name, what in _LOSSES.items():
+        if part is None or "failed" in part:
+            rows.append([what, *[""] * len(_COUNTS), _NOT_YET])
+        else:
+            found = part[name]
+            changes = collections.Counter(change["what"] for change in found["kernel_changes"])
+            seen = "; ".join(f"{change} ({count} kernels)" for change, count in changes.items()) or "nothing"
+            rows.append([what, *(str(found["check"][key]) for key in _COUNTS), seen])
+    yield from _markdown(["what was lost", *_COUNTS, "in the machine code"], rows)
+
+
+_LOSSES = {
+    "upcast": "float32: computed in float64",
+    "unfused": "the fusion: two passes instead of one",
+    "scalar": "the vectorization",
+}
 
 
 def _foreign(part: dict[str, Any]) -> Iterator[str]:

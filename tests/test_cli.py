@@ -356,6 +356,20 @@ def test_tables_are_made_from_the_result_files(capsys, fake, tmp_path):
     assert "gradmark choose --ops relu" in text
 
 
+def test_losses_stand_beside_what_the_machine_code_says():
+    counts = {"benchmarks": 8, "slower": 7, "faster": 0, "same": 1, "undecided": 0, "failed": 0}
+    changes = [{"kernel": name, "benchmark": name, "what": "lost vectorization: 16 lanes → 1"} for name in ("a", "b")]
+    part = {
+        "upcast": {"check": counts, "kernel_changes": []},
+        "unfused": {"check": counts, "kernel_changes": []},
+        "scalar": {"check": counts, "kernel_changes": changes},
+    }
+    text = "\n".join(_readme_tables()._lost(part))
+    assert "| float32: computed in float64 | 8 | 7 | 0 | 1 | 0 | 0 | nothing |" in text
+    assert "| the vectorization | 8 | 7 | 0 | 1 | 0 | 0 | lost vectorization: 16 lanes → 1 (2 kernels) |" in text
+    assert "\n".join(_readme_tables()._lost(None)).count("not yet measured") == 3
+
+
 def test_a_result_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "verify.json").write_text('{"schema": 1, "kind": "choose"}', encoding="utf-8")
     with pytest.raises(ValueError, match="gradmark verify --json"):
