@@ -13,6 +13,8 @@ import random
 import re
 import shutil
 import signal
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -110,6 +112,11 @@ def time_exits_on_base():
     if on("base"):
         print("I am leaving")
         os._exit(7)
+
+
+def time_exits_in_silence_on_head():
+    if on("head"):
+        os._exit(0)
 
 
 def time_quits_on_head():
@@ -333,6 +340,7 @@ FAILURES = {
     "failing.TeardownRaises.time_it": ("head", r"OSError: cannot be removed"),
     "failing.time_hangs_on_head": ("head", r"timed out after 1 s"),
     "failing.time_exits_on_base": ("base", r"ended with code 7: I am leaving"),
+    "failing.time_exits_in_silence_on_head": ("head", r"ended with code 0 before it was done"),
     "failing.time_quits_on_head": ("head", r"SystemExit"),
     "failing.time_segfaults_on_head": ("head", r"killed by SIGSEGV"),
     "failing.time_is_killed_on_head": ("head", r"killed by SIGKILL \(out of memory, most likely\)"),
@@ -545,6 +553,21 @@ def test_suite_that_fails_on_one_side(plain):
     amend(plain, {"tiny/__init__.py": "raise RuntimeError('not finished')\n"})
     with pytest.raises(NotMeasurableError, match=r"cannot be imported on the head: .*RuntimeError: not finished"):
         tiny.run(plain)
+
+
+def test_suite_that_itself_fails_is_not_blamed_on_one_side(plain):
+    amend(plain, {"benchmarks/plain.py": "import nosuchmodule\n"})
+    message = r"suite \(it is the head's on both sides\) cannot be imported on the base and the head: .*nosuchmodule"
+    with pytest.raises(NotMeasurableError, match=message):
+        tiny.run(plain)
+
+
+def test_build_that_is_interrupted_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "import pathlib, tempfile, time; pathlib.Path(tempfile.mkdtemp(), 'x').touch(); print('!'); time.sleep(60)"
+    ended, _ = sides._run_to_end([sys.executable, "-c", code], tmp_path, os.environ, 1.0)
+    assert str(ended).startswith("nothing after 1 s")
+    assert not list(tmp_path.iterdir())
 
 
 def test_build_that_fails_shows_the_last_lines(plain, scratch):

@@ -254,7 +254,7 @@ def test_a_huge_report_stays_within_the_limit_and_says_what_was_left_out():
 
 def test_the_verdict_stands_first_and_the_error_rates_beside_it():
     written = markdown(replace(report("x"), sentinel=None))
-    assert written.splitlines()[:3] == [MARKER, "", "## gradmark check: 1 of 6 benchmarks slower"]
+    assert written.splitlines()[:3] == [MARKER, "", "## gradmark check: 1 of 6 benchmarks slower, 1 of 6 failed"]
     above = written[: written.index("| verdict |")]
     assert "6 benchmarks: 1 slower, 1 faster, 2 same, 1 undecided, 1 failed." in above
     assert "0 of 1,000 simulated checks of identical code came out red: below 0.30 %." in above

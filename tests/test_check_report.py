@@ -161,8 +161,9 @@ def test_the_summary_says_what_was_compared_and_what_it_cost():
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({}, "1 of 5 benchmarks slower"),
-        ({"comparisons": ALL_FIVE[1:]}, "nothing slower, 1 of 4 undecided"),
+        ({}, "1 of 5 benchmarks slower, 1 of 5 failed"),
+        ({"comparisons": ALL_FIVE[:4]}, "1 of 4 benchmarks slower"),
+        ({"comparisons": ALL_FIVE[1:]}, "nothing slower, 1 of 4 undecided, 1 of 4 failed"),
         ({"comparisons": ALL_FIVE[1:3]}, "nothing slower"),
         ({"comparisons": ALL_FIVE[4:]}, "nothing could be measured"),
         ({"sentinel": Sentinel((), biased=True)}, "no verdict, the A/A sentinel was biased"),

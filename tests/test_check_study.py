@@ -201,6 +201,27 @@ def test_seldom_biased_whatever_the_noise():
     assert biased <= 10
 
 
+def track_of(count):
+    """Values that agree exactly."""
+    case = a_case("track_size", kind="track")
+    case.rounds = [Round([7.0], [7.0])] * count
+    return case
+
+
+def test_a_value_that_never_varies_takes_no_power_from_the_timings(no_simulation):
+    check = a_check()
+    check.cases = [a_case("time_same", noise(0.0, 0.005, SCREEN_ROUNDS))]
+    alone = verdicts.report(check).error_rates.detectable
+    check.cases.append(track_of(2))
+    assert verdicts.report(check).error_rates.detectable == alone > 0
+
+
+def test_no_error_rates_where_nothing_was_timed():
+    check = a_check()
+    check.cases = [track_of(2), track_of(SCREEN_ROUNDS)]
+    assert verdicts.report(check).error_rates is None
+
+
 # --- the report -------------------------------------------------------------------------------------------------------
 
 

@@ -215,9 +215,11 @@ def headline(report: Report) -> str:
     if report.exit_code == results.NOT_MEASURED:
         biased = report.sentinel is not None and report.sentinel.biased
         return "no verdict, the A/A sentinel was biased" if biased else "nothing could be measured"
+    failed = report.count(results.FAILED)
+    also = f", {failed:,} of {total:,} failed" if failed else ""
     if slower:
-        return f"{slower:,} of {total:,} {_benchmarks(total)} slower"
-    return "nothing slower" + (f", {undecided:,} of {total:,} undecided" if undecided else "")
+        return f"{slower:,} of {total:,} {_benchmarks(total)} slower{also}"
+    return "nothing slower" + (f", {undecided:,} of {total:,} undecided" if undecided else "") + also
 
 
 def counts(report: Report) -> Iterator[Sentence]:

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -400,7 +401,14 @@ def _variables(side: Side, inherited: Mapping[str, str]) -> dict[str, str]:
 def _run_to_end(
     command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float | None
 ) -> tuple[int | str, str]:
-    """Run a command in a process group of its own; nothing of it outlives a Ctrl-C or the timeout."""
+    """Run a command in a process group of its own; nothing of it outlives a Ctrl-C or the timeout, no file either."""
+    with tempfile.TemporaryDirectory(prefix="gradmark-build-", ignore_cleanup_errors=True) as scratch:
+        return _run_in_group(command, cwd, {**env, "TMPDIR": scratch, "TEMP": scratch, "TMP": scratch}, timeout)
+
+
+def _run_in_group(
+    command: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float | None
+) -> tuple[int | str, str]:
     try:
         process = subprocess.Popen(
             list(map(str, command)), cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -417,6 +425,8 @@ def _run_to_end(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _minor_version(python: str) -> str:

@@ -44,10 +44,12 @@ def find_benchmarks(check: Check) -> None:
                 _check_origin(worker)
             except WorkerLostError as error:
                 raise NotMeasurableError(f"the suite cannot be used on the {name}: {error}") from error
-    for name in (BASE, HEAD):
-        if not found[name] and broken[name]:
-            module, reason = next(iter(broken[name].items()))
-            raise NotMeasurableError(f"the suite cannot be imported on the {name}: {module}: {reason}")
+    unusable = [name for name in (BASE, HEAD) if not found[name] and broken[name]]
+    if unusable:
+        module, reason = next(iter(broken[unusable[0]].items()))
+        where = " and the ".join(unusable)
+        whose = f" (it is the {check.settings.suite}'s on both sides)" if len(unusable) > 1 else ""
+        raise NotMeasurableError(f"the suite{whose} cannot be imported on the {where}: {module}: {reason}")
     if not found[BASE] and not found[HEAD]:
         raise NotMeasurableError(f"asv_runner finds no benchmark in {suite.name} of the {check.settings.suite}")
     _match_sides(check, found, broken)

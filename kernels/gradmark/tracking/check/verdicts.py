@@ -21,8 +21,10 @@ from gradmark.tracking.check.state import Check, duration
 def report(check: Check) -> Report:
     """What was found so far."""
     rng = np.random.default_rng(check.settings.seed)
+    timings = {case.key for case in check.cases if case.is_timing}
     noise = {case.key: _noise(check, case) for case in check.cases}
-    known = {key: one for key, one in noise.items() if one is not None}
+    # A value that never varies has no noise: it is compared exactly.
+    known = {key: one for key, one in noise.items() if one is not None and (key in timings or one.residuals.any())}
     shifts = {
         # Had it been slow, the screening would have selected it as well.
         case.key: error_rates.needed_shifts(
@@ -38,9 +40,10 @@ def report(check: Check) -> Report:
     rates = None
     if known:
         red, simulations = error_rates.false_alarm(list(known.values()), check.settings.threshold, rng)
-        # One that was hardly measured, or not at all, would not have been found.
+        # The power is that of the timings. One that was hardly measured, or not at all, would not have been found.
         unseen = sum(case.is_timing and case.can_run and case.key not in known for case in check.cases)
-        rates = error_rates.summarize(red, simulations, [*shifts.values(), *[error_rates.NEVER] * unseen])
+        timed = [needed for key, needed in shifts.items() if key in timings]
+        rates = error_rates.summarize(red, simulations, [*timed, *[error_rates.NEVER] * unseen])
     comparisons = tuple(_comparison(check, case, shifts.get(case.key)) for case in check.cases)
     return Report(
         project=str(check.sides[HEAD].conf.project),

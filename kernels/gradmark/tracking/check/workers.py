@@ -204,6 +204,8 @@ class Opened:
         if reply.get("skip"):
             self.kill()
             raise SkippedError(self._side, str(reply["skip"]))
+        if "ended" in reply and key != "ended":
+            raise BenchmarkError(self._side, f"ended with code 0 before it was done{_quoted(reply['ended']['output'])}")
         if key not in reply:
             self.kill()
             raise BenchmarkError(self._side, f"unexpected reply of the worker: {sorted(reply)}")
