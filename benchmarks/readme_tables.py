@@ -300,7 +300,7 @@ def _study(record: dict[str, Any]) -> Iterator[str]:
     yield from _lost(parts.get("lost"))
     yield from _foreign(parts.get("foreign", {}))
     measured = (f"{name} at {part['measured']['commit'][:10]}" for name, part in parts.items())
-    yield f"\nEach part was measured by a command of its own: {', '.join(measured)}."
+    yield f"\n`gradmark check --study PART` measures one part; the command above was the last: {', '.join(measured)}."
 
 
 def _lost(part: dict[str, Any] | None) -> Iterator[str]:
@@ -313,8 +313,8 @@ def _lost(part: dict[str, Any] | None) -> Iterator[str]:
         else:
             found = part[name]
             changes = collections.Counter(change["what"] for change in found["kernel_changes"])
-            seen = "; ".join(f"{change} ({count} kernels)" for change, count in changes.items()) or "nothing"
-            rows.append([what, *(str(found["check"][key]) for key in _COUNTS), seen])
+            seen = [f"{change} ({count} kernel{'s' * (count > 1)})" for change, count in changes.items()]
+            rows.append([what, *(str(found["check"][key]) for key in _COUNTS), "; ".join(seen) or "nothing"])
     yield from _markdown(["what was lost", *_COUNTS, "in the machine code"], rows)
 
 

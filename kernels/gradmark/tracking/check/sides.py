@@ -416,17 +416,16 @@ def _run_in_group(
         )  # fmt: skip
     except OSError as error:
         return "an error", f"{command[0]}: {error.strerror}"
-    try:
-        output, _ = process.communicate(timeout=timeout)
-        return process.returncode, output
-    except subprocess.TimeoutExpired:
-        return f"nothing after {timeout:g} s (install_timeout)", ""
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    with process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+            return process.returncode, output
+        except subprocess.TimeoutExpired:
+            return f"nothing after {timeout:g} s (install_timeout)", ""
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _minor_version(python: str) -> str:

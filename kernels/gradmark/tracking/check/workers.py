@@ -204,8 +204,6 @@ class Opened:
         if reply.get("skip"):
             self.kill()
             raise SkippedError(self._side, str(reply["skip"]))
-        if "ended" in reply and key != "ended":
-            raise BenchmarkError(self._side, f"ended with code 0 before it was done{_quoted(reply['ended']['output'])}")
         if key not in reply:
             self.kill()
             raise BenchmarkError(self._side, f"unexpected reply of the worker: {sorted(reply)}")
@@ -277,8 +275,8 @@ class Opened:
             ended = reply["ended"]
             if "signal" in ended:
                 raise BenchmarkError(self._side, _how_it_died(ended))
-            if ended["code"] != 0:
-                raise BenchmarkError(self._side, f"ended with code {ended['code']}{_quoted(ended['output'])}")
+            early = " before it was done" if ended["code"] == 0 else ""
+            raise BenchmarkError(self._side, f"ended with code {ended['code']}{early}{_quoted(ended['output'])}")
         return reply
 
     def _note_end(self, reply: dict[str, Any]) -> bool:
