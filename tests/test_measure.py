@@ -65,6 +65,24 @@ def test_one_stall_does_not_pass_for_a_slow_candidate(clock):
     assert found.number["a"] >= 500
 
 
+def test_threads_that_share_a_core_after_each_pause_do_not_pass_for_a_slow_candidate(clock, monkeypatch):
+    since_pause = 0
+
+    def pause():
+        nonlocal since_pause
+        since_pause = 0
+
+    def call():
+        nonlocal since_pause
+        since_pause += 1
+        clock.now += 1e-3 if since_pause <= 7 else 1e-5
+
+    monkeypatch.setattr(ruler, "_settle", pause)
+    found = measure({"a": call}, budget=10.0)
+    assert found.number["a"] >= 500
+    assert max(found.seconds["a"]) < 3e-5
+
+
 def test_a_machine_that_slows_down_ends_at_the_budget(clock):
     def call():
         clock.now += 0.01 if clock.now < 0.1 else 0.2
