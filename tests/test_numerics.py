@@ -112,11 +112,11 @@ def assembly_of(loop, dtype, monkeypatch):
         patch.setattr(compile_cache._KernelCache, "load_overload", lambda *arguments: None)
         patch.setattr(compile_cache._KernelCache, "save_overload", lambda *arguments: None)
         fresh = copy.copy(loop)
-        fresh._compiled, fresh._serial = {}, {}
+        fresh._compiled, fresh._serial, fresh._parallel = {}, {}, {}
         if isinstance(loop, fused.Pointwise):
             variants = [fresh.compile(dtype), fresh.compile(dtype, aliased=loop.arrays - 1)]
         else:
-            variants = [fresh.compile(dtype, layout) for layout in ("rows", "columns")]
+            variants = [fresh.compile(dtype, layout) for layout in ("single", "rows", "columns")]
         for compiled in variants:
             (assembly,) = compiled.inspect_asm().values()
             yield assembly

@@ -23,12 +23,18 @@ def kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
             low, high = part * x.size // parts, (part + 1) * x.size // parts
             out[low:high] = x[low:high]
 
+    @numba.njit
+    def triad_of_part(a: Any, b: Any, out: Any) -> None:
+        scale = out.dtype.type(3.0)
+        for i in range(out.size):
+            out[i] = a[i] + scale * b[i]
+
     @numba.njit(parallel=True)
     def triad(a: Any, b: Any, out: Any) -> None:
-        scale = out.dtype.type(3.0)
         parts = numba.get_num_threads()
         for part in numba.prange(parts):
-            for i in range(part * a.size // parts, (part + 1) * a.size // parts):
-                out[i] = a[i] + scale * b[i]
+            low, high = part * a.size // parts, (part + 1) * a.size // parts
+            # Of slices: a loop from `low` on would look at each index for being negative, and stay scalar.
+            triad_of_part(a[low:high], b[low:high], out[low:high])
 
     return copy, triad

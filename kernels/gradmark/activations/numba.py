@@ -9,6 +9,7 @@ Sums of two floats are written high, low. t is |x| throughout, clamped where an 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -26,6 +27,15 @@ Pair = Callable[[Elementary], tuple[Scalar, Scalar]]
 
 PAIRS: dict[str, Pair] = {}
 """(value, gradient) of each activation, by name: value(x, p), gradient(g, x, p)."""
+UNITS = {"softplus": "softplus_unit"}
+"""Activations of a scaled x that have a pair of their own, without the scale, for the scale 1."""
+
+
+def simplest(activation: str, parameters: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
+    """The name in `PAIRS` that serves these parameters with the least work, and the parameters that it takes."""
+    if activation in UNITS and parameters[0] == 1.0:
+        return UNITS[activation], parameters[1:]
+    return activation, parameters
 
 
 def pointwise(pair: Pair, parameters: int = 0, *, cheap: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -36,13 +46,13 @@ def pointwise(pair: Pair, parameters: int = 0, *, cheap: bool = False) -> tuple[
     gradient = Pointwise(f"{name}_backward", 2, lambda m: pair(m)[1], parameters, cheap=cheap)
     if parameters == 0:
         return (
-            lambda x, out: value((x,), 0.0, out),
-            lambda grad, x, out: gradient((grad, x), 0.0, out),
+            lambda x, out: value((x,), (), out),
+            lambda grad, x, out: gradient((grad, x), (), out),
         )
     if parameters == 1:
         return (
-            lambda x, p, out: value((x,), p, out),
-            lambda grad, x, p, out: gradient((grad, x), p, out),
+            lambda x, p, out: value((x,), (p,), out),
+            lambda grad, x, p, out: gradient((grad, x), (p,), out),
         )
     return (
         lambda x, p, q, out: value((x,), (p, q), out),
@@ -50,13 +60,32 @@ def pointwise(pair: Pair, parameters: int = 0, *, cheap: bool = False) -> tuple[
     )
 
 
+def _scaled(
+    unit: tuple[Callable[..., Any], Callable[..., Any]], general: tuple[Callable[..., Any], Callable[..., Any]]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward of an activation of a scaled x; those of the scale 1, the usual one, take less."""
+    (unit_forward, unit_backward), (general_forward, general_backward) = unit, general
+
+    def forward(x: Any, scale: float, p: float, out: Any) -> Any:
+        return unit_forward(x, p, out) if scale == 1.0 else general_forward(x, scale, p, out)
+
+    def backward(grad: Any, x: Any, scale: float, p: float, out: Any) -> Any:
+        return unit_backward(grad, x, p, out) if scale == 1.0 else general_backward(grad, x, scale, p, out)
+
+    return forward, backward
+
+
 def channelwise(pair: Pair, *, cheap: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward of an activation with a learnable parameter; gradient gives (g f'(x), g df/dp)."""
     name = pair.__name__.lstrip("_")
+    # A call of Channelwise takes microseconds longer, for what a single parameter does not need.
+    single = Pointwise(name, 1, lambda m: pair(m)[0], 1, cheap=cheap)
     forward_loop = Channelwise(name, 1, lambda m: pair(m)[0], sums=False, cheap=cheap)
     backward_loop = Channelwise(f"{name}_backward", 2, lambda m: pair(m)[1], sums=True, cheap=cheap)
 
     def forward(x: Any, parameter: Any, out: Any) -> Any:
+        if parameter.size == 1:
+            return single((x,), (parameter.item(),), out)
         return forward_loop((x,), parameter, out)
 
     def backward(grad: Any, x: Any, parameter: Any, out: Any) -> tuple[Any, Any]:
@@ -97,33 +126,45 @@ def _logistic(m: Elementary) -> tuple[Scalar, Scalar, Scalar]:
     return exponential, divided, divided_twice
 
 
+def _squared(m: Elementary) -> Scalar:
+    """e -> (1 + e)² = 1 + e (2 + e), 0.8 ULP: what a derivative is divided by, whose bar is not that of a value."""
+    fma, one, two = m.fma, m.real(1), m.real(2)
+
+    @inlined
+    def squared(e: Any) -> Any:
+        return fma(e, two + e, one)
+
+    return squared
+
+
 def _sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
-    exp, nothing, zero, one = m.exp, m.nothing, m.real(0), m.real(1)
-    _, divided, divided_twice = _logistic(m)
+    exp_falling, nothing, zero, one = m.exp_falling, m.nothing, m.real(0), m.real(1)
+    _, divided, _ = _logistic(m)
+    squared = _squared(m)
 
     def value(x: Any, p: Any) -> Any:
-        e = exp(-abs(x))
+        e = exp_falling(-abs(x))
         return divided(e if x < zero else one, nothing, e, nothing)
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
         # s' = s (1 - s) = e / (1 + e)², even in x: no cancellation at either end.
-        e = exp(-abs(x))
-        return g * divided_twice(e, nothing, e, nothing)
+        e = exp_falling(-abs(x))
+        return g * (e / squared(e))
 
     return value, gradient
 
 
 def _tanh(m: Elementary) -> tuple[Scalar, Scalar]:
-    tanh, exp, nothing, minus_two, four = m.tanh, m.exp, m.nothing, m.real(-2), m.real(4)
-    _, _, divided_twice = _logistic(m)
+    tanh, exp_falling, minus_two, four = m.tanh, m.exp_falling, m.real(-2), m.real(4)
+    squared = _squared(m)
 
     def value(x: Any, p: Any) -> Any:
         return tanh(x)
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
         # tanh' = 1 - tanh² = 4 e / (1 + e)² with e = exp(-2 |x|).
-        e = exp(minus_two * abs(x))
-        return g * divided_twice(four * e, nothing, e, nothing)
+        e = exp_falling(minus_two * abs(x))
+        return g * (four * e / squared(e))
 
     return value, gradient
 
@@ -198,7 +239,7 @@ def _gelu(m: Elementary) -> tuple[Scalar, Scalar]:
 
 
 def _gelu_tanh(m: Elementary) -> tuple[Scalar, Scalar]:
-    argument, (gate_value, gate_slope) = _gelu_tanh_argument(m), _gate(m)
+    argument, (gate_value, gate_slope, _) = _gelu_tanh_argument(m), _gate(m)
     # Beyond this |x| the logistic function is 0 or 1 in both dtypes: |z| > 800.
     limit = m.real(22.0)
 
@@ -263,11 +304,15 @@ _SELU_SCALE = Fraction("1.0507009873554804934193349852946")
 _SELU_ALPHA = Fraction("1.6732632423543772848170429916717")
 
 
-def _gate(m: Elementary) -> tuple[Scalar, Scalar]:
-    """x σ(±z), and its derivative; z >= 0 is given as a sum of two floats, its sign is that of `sign`."""
-    exp_parts_sum, scale, fma = m.exp_parts_sum, m.scale, m.fma
-    nothing, zero, one = m.nothing, m.real(0), m.real(1)
-    exponential, divided, divided_twice = _logistic(m)
+def _gate(m: Elementary) -> tuple[Scalar, Scalar, Scalar]:
+    """x σ(±z), and its derivative; z >= 0 is given as a sum of two floats, its sign is that of `sign`.
+
+    The third is the derivative together with e = exp(-z) and (1 + e)².
+    """
+    exp_parts_sum, scale, fma, quotient = m.exp_parts_sum, m.scale, m.fma, m.quotient
+    nothing, zero, one, two = m.nothing, m.real(0), m.real(1), m.real(2)
+    exponential, divided, _ = _logistic(m)
+    squared = _squared(m)
     largest, infinity = m.real(1e4), m.real(math.inf)
 
     @inlined
@@ -282,25 +327,28 @@ def _gate(m: Elementary) -> tuple[Scalar, Scalar]:
 
     @inlined
     def slope(sign: Any, high: Any, low: Any, v: Any, v_low: Any) -> Any:
-        # v = |x z'|. For z < 0: e (1 - v + e) / (1 + e)², where 1 - v is exact near its zero; above 0 one minus that,
-        # (1 + e (1 + v)) / (1 + e)².
-        p, _, k = exp_parts_sum(-high, -low)
-        e, e_low = exponential(-high, -low)
-        v = largest if v > largest else v
-        y = ((one - v) - (v_low - e_low)) + e
-        product = fma(y, p, y)
-        rest = fma(y, p, y - product)
-        below = sign < zero
-        numerator = scale(product, k) if below else fma(e, one + v, one)
-        return divided_twice(numerator, scale(rest, k) if below else zero, e, e_low)
+        y, _, _ = slope_and_parts(sign, high, low, v, v_low)
+        return y
 
-    return value, slope
+    @inlined
+    def slope_and_parts(sign: Any, high: Any, low: Any, v: Any, v_low: Any) -> Any:
+        # v = |x z'|. For z < 0: e (1 - v + e) / (1 + e)², where 1 - v is exact near its zero, and so is the addition
+        # of w, with e = w + w p; above 0 one minus that, (1 + e (1 + v)) / (1 + e)².
+        p, _, k = exp_parts_sum(-high, -low)
+        w = scale(one, k)
+        e = fma(w, p, w)
+        v = largest if v > largest else v
+        y = w * fma(w, p, ((one - v) + w) - v_low)
+        numerator = fma(y, p, y) if sign < zero else fma(e, one + v, one)
+        d = squared(e)
+        return quotient(numerator, nothing, d, fma(e, two + e, one - d)), e, d
+
+    return value, slope, slope_and_parts
 
 
 def _swish(m: Elementary) -> tuple[Scalar, Scalar]:
     fma, zero = m.fma, m.real(0)
-    gate_value, gate_slope = _gate(m)
-    exponential, _, divided_twice = _logistic(m)
+    gate_value, _, gate_slope_and_parts = _gate(m)
     largest, infinity = m.real(1e4), m.real(math.inf)
 
     @inlined
@@ -319,18 +367,17 @@ def _swish(m: Elementary) -> tuple[Scalar, Scalar]:
     def gradient(g: Any, x: Any, p: Any) -> Any:
         # df/dx = s + z s (1 - s), df/dp = x² s (1 - s), with z = p x and s (1 - s) = e / (1 + e)².
         z, high, low = product(p, x)
-        e, e_low = exponential(-high, -low)
-        curvature = divided_twice(e, e_low, e, e_low)
+        slope, e, d = gate_slope_and_parts(z, high, low, high, low)
         # An infinite or overflowing x² must not meet e = 0 as inf · 0.
-        partial = zero if curvature == zero else g * (x * curvature * x)
-        return g * gate_slope(z, high, low, high, low), partial
+        partial = zero if e == zero else g * (x * (e / d) * x)
+        return g * slope, partial
 
     return value, gradient
 
 
 def _silu(m: Elementary) -> tuple[Scalar, Scalar]:
     zero, nothing, farthest = m.real(0), m.nothing, m.farthest
-    gate_value, gate_slope = _gate(m)
+    gate_value, gate_slope, _ = _gate(m)
 
     def value(x: Any, p: Any) -> Any:
         return gate_value(x, -farthest if x < -farthest else x, x, abs(x), zero)
@@ -564,16 +611,10 @@ def _softsign(m: Elementary) -> tuple[Scalar, Scalar]:
 
 
 def _softplus(m: Elementary) -> tuple[Scalar, Scalar]:
-    log1p_unit_parts, exp_parts_sum, scale, fma, nothing = (
-        m.log1p_unit_parts,
-        m.exp_parts_sum,
-        m.scale,
-        m.fma,
-        m.nothing,
-    )
+    log1p_unit_parts, exp_parts_sum, scale, fma = m.log1p_unit_parts, m.exp_parts_sum, m.scale, m.fma
     zero, one, largest = m.real(0), m.real(1), m.real(1e4)
     lifted_below, lift, lowered = m.real(-50), 64, m.real(2.0**-64)
-    exponential, divided, _ = _logistic(m)
+    exponential, _, _ = _logistic(m)
 
     @inlined
     def product(x: Any, p: Any) -> Any:
@@ -612,15 +653,33 @@ def _softplus(m: Elementary) -> tuple[Scalar, Scalar]:
     def gradient(g: Any, x: Any, p: Any) -> Any:
         z, high, low = product(x, p[0])
         e, _ = exponential(high, low)
-        slope = divided(e if z < zero else one, nothing, e, nothing)
+        slope = (e if z < zero else one) / (one + e)
         return g * (one if exceeds(z, low, p[1]) else slope)
 
     return value, gradient
 
 
+def _softplus_unit(m: Elementary) -> tuple[Scalar, Scalar]:
+    """Softplus of beta = 1: nothing is rounded before exp, which halves the work."""
+    exp_falling, log1p_unit, nothing, zero, one = m.exp_falling, m.log1p_unit, m.nothing, m.real(0), m.real(1)
+    exponential, _, _ = _logistic(m)
+
+    def value(x: Any, threshold: Any) -> Any:
+        # log(1 + exp x) = max(x, 0) + log(1 + exp(-|x|)).
+        y = log1p_unit(*exponential(-abs(x), nothing))
+        return x if x > threshold else y if x < zero else x + y
+
+    def gradient(g: Any, x: Any, threshold: Any) -> Any:
+        e = exp_falling(-abs(x))
+        slope = (e if x < zero else one) / (one + e)
+        return g * (one if x > threshold else slope)
+
+    return value, gradient
+
+
 def _log_sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
-    exp, log1p_unit, nothing, zero, one = m.exp, m.log1p_unit, m.nothing, m.real(0), m.real(1)
-    exponential, divided, _ = _logistic(m)
+    exp_falling, log1p_unit, nothing, zero, one = m.exp_falling, m.log1p_unit, m.nothing, m.real(0), m.real(1)
+    exponential, _, _ = _logistic(m)
 
     def value(x: Any, p: Any) -> Any:
         # -log(1 + exp(-x)) = min(x, 0) - log(1 + exp(-|x|)).
@@ -629,8 +688,8 @@ def _log_sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
         # 1 - s = 1 / (1 + exp(x)).
-        e = exp(-abs(x))
-        return g * divided(one if x < zero else e, nothing, e, nothing)
+        e = exp_falling(-abs(x))
+        return g * ((one if x < zero else e) / (one + e))
 
     return value, gradient
 
@@ -638,8 +697,7 @@ def _log_sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
 def _mish(m: Elementary) -> tuple[Scalar, Scalar]:
     exp_parts, quotient, scale, fma = m.exp_parts, m.quotient, m.scale, m.fma
     zero, one, two, four, six = m.real(0), m.real(1), m.real(2), m.real(4), m.real(6)
-    nothing, farthest = m.nothing, m.farthest
-    exponential, _, _ = _logistic(m)
+    farthest = m.farthest
 
     @inlined
     def denominator(e: Any, below: Any) -> Any:
@@ -657,7 +715,7 @@ def _mish(m: Elementary) -> tuple[Scalar, Scalar]:
         t = abs(x)
         t = farthest if t > farthest else t
         q, _, k = exp_parts(-t)
-        e, _ = exponential(-t, nothing)
+        e = scale(one + q, k)
         # t e (2 + e), or 2 t e².
         f = two + e
         y = t * (f if below else two * e)
@@ -670,32 +728,37 @@ def _mish(m: Elementary) -> tuple[Scalar, Scalar]:
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
         # With w = n / (n + 2): w + x w' = e (e³ + 4 e² + 6 e + 4 + 4 x (e + 1)) / (n + 2)², ordered so that 1 - |x| is
-        # exact near the zero of it; above 0, both w and x w' in E = e^-x.
+        # exact near the zero of it; above 0 it is 1 + 2 E² (2 x (1 + E) - D) / D², D = 1 + 2 E + 2 E².
         below = x < zero
         t = abs(x)
         t = farthest if t > farthest else t
-        q, _, k = exp_parts(-t)
-        e, e_low = exponential(-t, nothing)
+        q, q_low, k = exp_parts(-t)
+        power = scale(one, k)
+        e = fma(power, q, power)
+        e_low = fma(power, q_low, fma(power, q, power - e))
         f, base = e + four, fma(-four, t, six)
         h = fma(e, f, base)
         h_low = fma(e, f, base - h) + e * (e - (f - four))
-        y = fma(e, h, four * (one - t))
-        y_low = fma(e, h_low, e_low * h)
-        high = fma(y, q, y)
-        low = fma(y, q, y - high) + fma(y_low, q, y_low)
+        constant = four * (one - t)
+        y = fma(e, h, constant)
+        y += fma(e, h, constant - y) + fma(e, h_low, e_low * fma(e, f + e, h))
+        product = fma(y, q, y)
+        product_low = fma(y, q, y - product)
         d, d_low = denominator(e, below)
-        above = fma(fma(two, e, one), d, four * t * (e * e) * (one + e))
+        above = two * (e * e) * fma(two * t, one + e, -d)
         square = d * d
         square_low = fma(d, d, -square) + two * d * d_low
-        numerator, numerator_low = (scale(high, k), scale(low, k)) if below else (above, zero)
-        return g * quotient(numerator, numerator_low, square, square_low)
+        slope = quotient(
+            power * product if below else above, power * product_low if below else zero, square, square_low
+        )
+        return g * (slope if below else one + slope)
 
     return value, gradient
 
 
 def _quick_gelu(m: Elementary) -> tuple[Scalar, Scalar]:
     fma, farthest = m.fma, m.farthest
-    gate_value, gate_slope = _gate(m)
+    gate_value, gate_slope, _ = _gate(m)
     slope, slope_low = _split(m, Fraction("1.702"))
 
     @inlined
@@ -817,17 +880,19 @@ def _identity(m: Elementary) -> tuple[Scalar, Scalar]:
     return value, gradient
 
 
-def _mean(like: Any, lower: float, upper: float) -> float:
-    """Of the parameters as the dtype has them."""
-    return (float(like.dtype.type(lower)) + float(like.dtype.type(upper))) / 2
+@functools.lru_cache(maxsize=64)
+def _mean(dtype: str, lower: float, upper: float) -> float:
+    """Of the parameters as the dtype has them; found anew it takes longer than a thousand elements."""
+    real = np.dtype(dtype).type
+    return (float(real(lower)) + float(real(upper))) / 2
 
 
 def _seeded(pair: Pair) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward of a slope that is the mean of two parameters, or with a seed drawn between them."""
     fixed, fixed_backward = pointwise(pair, 1, cheap=True)
     name = pair.__name__.lstrip("_")
-    drawn = Pointwise(f"{name}_seeded", 2, lambda m: _with_slopes(pair(m)[0], 1))
-    drawn_backward = Pointwise(f"{name}_seeded_backward", 3, lambda m: _with_slopes(pair(m)[1], 2))
+    drawn = Pointwise(f"{name}_seeded", 2, lambda m: _with_slopes(pair(m)[0], 1), 0)
+    drawn_backward = Pointwise(f"{name}_seeded_backward", 3, lambda m: _with_slopes(pair(m)[1], 2), 0)
 
     def slopes(like: Any, lower: float, upper: float, seed: int) -> Any:
         found = np.empty(like.shape, like.dtype)
@@ -836,13 +901,13 @@ def _seeded(pair: Pair) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     def forward(x: Any, lower: float, upper: float, seed: int | None, out: Any) -> Any:
         if seed is None:
-            return fixed(x, _mean(x, lower, upper), out)
-        return drawn((slopes(x, lower, upper, seed), x), 0.0, out)
+            return fixed(x, _mean(x.dtype.char, lower, upper), out)
+        return drawn((slopes(x, lower, upper, seed), x), (), out)
 
     def backward(grad: Any, x: Any, lower: float, upper: float, seed: int | None, out: Any) -> Any:
         if seed is None:
-            return fixed_backward(grad, x, _mean(x, lower, upper), out)
-        return drawn_backward((slopes(x, lower, upper, seed), grad, x), 0.0, out)
+            return fixed_backward(grad, x, _mean(x.dtype.char, lower, upper), out)
+        return drawn_backward((slopes(x, lower, upper, seed), grad, x), (), out)
 
     return forward, backward
 
@@ -879,7 +944,7 @@ softshrink, softshrink_backward = pointwise(_softshrink, 1, cheap=True)
 hardshrink, hardshrink_backward = pointwise(_hardshrink, 1, cheap=True)
 tanhshrink, tanhshrink_backward = pointwise(_tanhshrink)
 softsign, softsign_backward = pointwise(_softsign)
-softplus, softplus_backward = pointwise(_softplus, 2)
+softplus, softplus_backward = _scaled(pointwise(_softplus_unit, 1), pointwise(_softplus, 2))
 log_sigmoid, log_sigmoid_backward = pointwise(_log_sigmoid)
 mish, mish_backward = pointwise(_mish)
 quick_gelu, quick_gelu_backward = pointwise(_quick_gelu)

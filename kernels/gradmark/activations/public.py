@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from gradmark.arrays import ArrayLibrary, check_same_shape, finite_number
-from gradmark.catalog import BACKWARD, FORWARD, Activation, Parameter, Pass, backward_of
+from gradmark.catalog import Activation, Parameter, backward_of
 from gradmark.numerics.philox import check_seed
 from gradmark.signatures import define
 
@@ -111,7 +111,7 @@ def _forward_body(row: Activation, arrays: ArrayLibrary) -> str:
             *_check_input(arrays),
             *_check_parameters(row, arrays),
             *_find_out(row, arrays, "x"),
-            *_call(row, FORWARD, arrays, f"return forward_kernel({_arguments(row, 'x')})"),
+            *_call(arrays, f"return forward_kernel({_arguments(row, 'x')})"),
         ]
     )
 
@@ -128,7 +128,7 @@ def _backward_body(row: Activation, arrays: ArrayLibrary) -> str:
             *_detach(arrays, "grad"),
             *_check_parameters(row, arrays),
             *_find_out(row, arrays, "grad", "x"),
-            *_call(row, BACKWARD, arrays, f"out{gradients} = {call}" if row.learnable else f"return {call}"),
+            *_call(arrays, f"out{gradients} = {call}" if row.learnable else f"return {call}"),
             *([f"return out{shaped}"] if row.learnable else []),
         ]
     )
@@ -189,9 +189,9 @@ def _arguments(row: Activation, *roles: str) -> str:
     return ", ".join([*roles, *(p.name for p in row.parameters), *(["seed"] if row.seeded else []), "out"])
 
 
-def _call(row: Activation, operation_pass: Pass, arrays: ArrayLibrary, statement: str) -> list[str]:
-    """The statement, without warnings where NumPy computes: in its own backend, and in Numba's sums of gradients."""
-    if arrays.backend == "numpy" or (arrays.backend == "numba" and row.learnable and operation_pass == BACKWARD):
+def _call(arrays: ArrayLibrary, statement: str) -> list[str]:
+    """The statement, without warnings where NumPy computes."""
+    if arrays.backend == "numpy":
         return ["with quiet():", f"    {statement}"]
     return [statement]
 

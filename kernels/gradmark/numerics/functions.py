@@ -68,6 +68,8 @@ class Elementary:
     """scale(x, k) = x 2^k with one rounding."""
     exp: Function
     """exp(x), 1.05 ULP; 0 and inf where it under- and overflows."""
+    exp_falling: Function
+    """The same for x <= 0."""
     exp_parts: Function
     """x -> p, p_low, k with exp(x) = (1 + p + p_low) 2^k for x <= 0, |p| < 0.42.
 
@@ -135,7 +137,7 @@ def functions(m: Arithmetic) -> Elementary:
     """The elementary functions on the primitives of `m`."""
     form = _FORMATS[m.dtype]
     two_product, quotient = _two_product(m), _quotient(m)
-    exp, exp_parts, exp_parts_sum, exp_parts_within = _exp(m, form)
+    exp, exp_falling, exp_parts, exp_parts_sum, exp_parts_within = _exp(m, form)
     expm1_pair, expm1, expm1_sum_parts = _expm1(m, form)
     tanh, tanh_squared = _tanh(m, expm1_pair)
     tail, tail_slope = _tails(m, exp_parts_sum)
@@ -148,6 +150,7 @@ def functions(m: Arithmetic) -> Elementary:
         fma=m.fma,
         scale=m.scale,
         exp=exp,
+        exp_falling=exp_falling,
         exp_parts=exp_parts,
         exp_parts_sum=exp_parts_sum,
         exp_parts_within=exp_parts_within,
@@ -286,8 +289,8 @@ def _power_of_two(m: Arithmetic, form: _Format) -> Function:
     return power
 
 
-def _exp(m: Arithmetic, form: _Format) -> tuple[Function, Function, Function, Function]:
-    """exp(x), and exp of x <= 0 and of a sum high + low <= 0 as (1 + p + p_low) 2^k."""
+def _exp(m: Arithmetic, form: _Format) -> tuple[Function, Function, Function, Function, Function]:
+    """exp(x) of any x and of x <= 0; and of x <= 0 and of a sum high + low <= 0 as (1 + p + p_low) 2^k."""
     select, scale, (reduce, reduce_sum) = m.select, m.scale, _reduction(m, form)
     one, largest, smallest = m.real(1), m.real(form.largest), m.real(form.smallest)
 
@@ -302,16 +305,20 @@ def _exp(m: Arithmetic, form: _Format) -> tuple[Function, Function, Function, Fu
         return p, p_low, k
 
     @m.function
-    def exp(x: Any) -> Any:
-        p, _, k = parts(select(x > largest, largest, x))
+    def exp_falling(x: Any) -> Any:
+        p, _, k = parts(x)
         return scale(one + p, k)
+
+    @m.function
+    def exp(x: Any) -> Any:
+        return exp_falling(select(x > largest, largest, x))
 
     @m.function
     def parts_within(x: Any) -> Any:
         k, p, p_low = reduce(x)
         return p, p_low, k
 
-    return exp, parts, parts_sum, parts_within
+    return exp, exp_falling, parts, parts_sum, parts_within
 
 
 def _expm1(m: Arithmetic, form: _Format) -> tuple[Function, Function, Function]:

@@ -32,16 +32,16 @@ from gradmark.numerics.streaming import fence, last_level_cache, store_past_cach
 Kernel = Callable[..., Any]
 Maker = Callable[[Elementary], Kernel]
 
-CHUNK = 1 << 14
+CHUNK = 1 << 13
 """Elements that one thread handles at a time: inputs and output of a chunk stay in a core's own cache."""
-PARALLEL_FROM = 1 << 15
+PARALLEL_FROM = 1 << 14
 """Elements from which several threads pay for a kernel that computes.
 
-Measured on two cores, float32, serial over parallel time: gelu 0.85 at 2^14 elements and 1.6 at 2^15, sigmoid 0.7 and
-1.3.
+Measured on two cores, float32, serial over parallel time: gelu 0.85 at 2^13 elements and 1.5 at 2^14, sigmoid 0.7 and
+1.3, exponential 0.6 and 1.0.
 """
-CHEAP_PARALLEL_FROM = 1 << 17
-"""The same for a kernel that only moves and compares: hard_swish 0.9 at 2^16 and 1.2 at 2^17."""
+CHEAP_PARALLEL_FROM = 1 << 16
+"""The same for a kernel that only moves and compares: relu 0.95 at 2^15, 1.2 at 2^16."""
 BLOCK = 1 << 10
 """Elements of the buffer that a streaming loop fills before it stores them."""
 STREAM_FROM = last_level_cache()
@@ -82,7 +82,7 @@ class Pointwise:
     make : callable
         Makes f from the elementary functions of a dtype.
     parameters : int
-        0 (f is given p = 0), 1, or 2 (p is a tuple).
+        0 (f is given p = 0), 1, or 2 (p is a tuple), of the dtype.
     cheap : bool
         f waits for memory even in the nearest cache: it takes more elements before threads pay, and its output is
         streamed. (Computation and streamed stores do not overlap: silu was 1.5 times slower with them.)
@@ -98,46 +98,53 @@ class Pointwise:
         self._compiled: dict[tuple[Any, str, int | None], Kernel] = {}
         # By dtype, not by its name: numpy.dtype.name is put together anew at every access, which takes microseconds.
         self._serial: dict[Any, Kernel] = {}
+        self._parallel: dict[Any, Kernel] = {}
         self._compiling = threading.Lock()
 
-    def __call__(self, inputs: Sequence[Any], parameter: Any, out: Any) -> Any:
-        """Fill `out`, and return it."""
+    def __call__(self, inputs: Sequence[Any], parameters: tuple[float, ...], out: Any) -> Any:
+        """Fill `out`, and return it. The parameters are Python's floats, which the loop rounds to the dtype."""
         # Below a thousand elements this takes as long as the loop: the common case comes first, and takes no detours.
-        serial = self._serial.get(out.dtype)
-        if serial is None or out.size >= self.parallel_from or not out.flags.carray:
-            return self._general(inputs, parameter, out)
+        size = out.size
+        loop = (self._serial if size < self.parallel_from else self._parallel).get(out.dtype)
+        if loop is None or not out.flags.carray:
+            return self._general(inputs, parameters, out)
         for array in inputs:
             if array is out or not array.flags.carray:
-                return self._general(inputs, parameter, out)
+                return self._general(inputs, parameters, out)
         flat = out
         if out.ndim != 1:
             flat, inputs = out.reshape(-1), [array.reshape(-1) for array in inputs]
-        if self.parameters == 0:
-            serial(*inputs, flat)
+        if size < self.parallel_from:
+            loop(*inputs, *parameters, flat)
+        elif (self.cheap and out.nbytes >= STREAM_FROM) or not _threads.acquire(False):
+            self._run((*inputs, *parameters), flat, None)
         else:
-            serial(*inputs, self._converted(parameter, out.dtype), flat)
+            try:
+                loop(*inputs, *parameters, flat)
+            finally:
+                _threads.release()
         return out
 
-    def _general(self, inputs: Sequence[Any], parameter: Any, out: Any) -> Any:
+    def _general(self, inputs: Sequence[Any], parameters: tuple[float, ...], out: Any) -> Any:
         """Any layout and size, and `out` may be one of the inputs."""
         *arguments, flat_out = flattened(*inputs, out)
         aliased = _drop_aliased(inputs, out, arguments, flat_out)
-        if self.parameters:
-            arguments.append(self._converted(parameter, out.dtype))
-        if flat_out.size < self.parallel_from or not _acquire():
-            self.compile(out.dtype, SERIAL, aliased)(*arguments, flat_out)
-            return delivered(out, flat_out)
-        try:
-            streamed = self.cheap and aliased is None and flat_out.nbytes >= STREAM_FROM
-            self.compile(out.dtype, STREAMING if streamed else PARALLEL, aliased)(*arguments, flat_out)
-        finally:
-            _threads.release()
+        self._run((*arguments, *parameters), flat_out, aliased)
         return delivered(out, flat_out)
 
-    def _converted(self, parameter: Any, dtype: Any) -> Any:
-        if self.parameters == 1:
-            return dtype.type(parameter)
-        return dtype.type(parameter[0]), dtype.type(parameter[1])
+    def _run(self, arguments: tuple[Any, ...], flat_out: Any, aliased: int | None) -> None:
+        dtype = flat_out.dtype
+        if flat_out.size < self.parallel_from or not _acquire():
+            self.compile(dtype, SERIAL, aliased)(*arguments, flat_out)
+            return
+        try:
+            streamed = self.cheap and aliased is None and flat_out.nbytes >= STREAM_FROM
+            loop = self.compile(dtype, STREAMING if streamed else PARALLEL, aliased)
+            if aliased is None and not streamed:
+                self._parallel[dtype] = loop
+            loop(*arguments, flat_out)
+        finally:
+            _threads.release()
 
     def compile(self, dtype: Any, kind: str = SERIAL, aliased: int | None = None) -> Kernel:
         """A loop of a dtype, compiled or loaded from the cache.
@@ -151,11 +158,10 @@ class Pointwise:
         aliased : int or None
             The input that is the output as well.
         """
-        dtype = np.dtype(dtype)
         found = self._compiled.get((dtype, kind, aliased))
         if found is None:
             with self._compiling:
-                found = self._compile(dtype, kind, aliased)
+                found = self._compile(np.dtype(dtype), kind, aliased)
         return found
 
     def _compile(self, dtype: Any, kind: str, aliased: int | None) -> Kernel:
@@ -166,7 +172,8 @@ class Pointwise:
                 inner = inlined(self._make(elementary(dtype.name)))
             else:
                 inner = self._compile(dtype, SERIAL, aliased)
-            function = _defined(_SOURCES[kind](self.arrays, self.parameters, aliased), {"f": inner, "loop": inner})
+            source = _SOURCES[kind](self.arrays, self.parameters, aliased)
+            function = _defined(source, {"f": inner, "loop": inner, "real": dtype.type})
             signature = _signature(dtype.name, self.arrays - (aliased is not None), self.parameters)
             self._compiled[key] = jit(function, signature, name=name, parallel=kind != SERIAL)
             if (kind, aliased) == (SERIAL, None):
@@ -201,13 +208,17 @@ class Channelwise:
         *arguments, flat_out = flattened(*inputs, out, order="C")
         aliased = _drop_aliased(inputs, out, arguments, flat_out)
         channels = parameter.size
-        length = CHUNK if channels == 1 else flat_out.size // max(1, out.shape[0] * channels)
-        if length >= LONG_ROW:
-            sums = self._rows(arguments, parameter, length, flat_out, aliased)
-        else:
-            sums = self._columns(arguments, parameter, length, flat_out, aliased)
-        result = delivered(out, flat_out)
-        return (result, sums.astype(out.dtype)) if self.sums else result
+        if channels == 1:
+            gradient = np.empty(1 if self.sums else 0, out.dtype)
+            self._run("single", flat_out, aliased, (*arguments, parameter.item(), flat_out, gradient))
+            result = delivered(out, flat_out)
+            return (result, gradient) if self.sums else result
+        length = flat_out.size // max(1, out.shape[0] * channels)
+        along = self._rows if length >= LONG_ROW else self._columns
+        with np.errstate(all="ignore"):
+            sums = along(arguments, parameter, length, flat_out, aliased)
+            result = delivered(out, flat_out)
+            return (result, sums.astype(out.dtype)) if self.sums else result
 
     def compile(self, dtype: Any, layout: str = "rows", kind: str = SERIAL, aliased: int | None = None) -> Kernel:
         """A loop of a dtype, compiled or loaded from the cache.
@@ -217,13 +228,16 @@ class Channelwise:
         dtype, kind, aliased
             As for `Pointwise.compile`.
         layout : str
-            "rows" of elements with one parameter, or "columns" with one each.
+            A "single" parameter, "rows" of elements with one parameter, or "columns" with one each.
         """
-        key = np.dtype(dtype), layout, kind, aliased
-        with self._compiling:
-            if key not in self._compiled:
-                self._compiled[key] = self._compile(*key)
-        return self._compiled[key]
+        found = self._compiled.get((dtype, layout, kind, aliased))
+        if found is None:
+            key = np.dtype(dtype), layout, kind, aliased
+            with self._compiling:
+                if key not in self._compiled:
+                    self._compiled[key] = self._compile(*key)
+                found = self._compiled[key]
+        return found
 
     def _compile(self, dtype: Any, layout: str, kind: str, aliased: int | None) -> Kernel:
         f = inlined(self._make(elementary(dtype.name)))
@@ -231,21 +245,25 @@ class Channelwise:
         row = inlined(_defined(_row_source(self.arrays, aliased, per_element=columns, sums=self.sums), {"f": f}))
         _, source, target = _types(dtype.name)
         arrays = [source] * (self.arrays - (aliased is not None))
-        if columns:
+        if layout == "single":
+            text = _single_source(self.arrays, aliased, sums=self.sums, streaming=kind == STREAMING)
+            signature = types.void(*arrays, types.float64, target, target)
+        elif columns:
             text = _columns_source(self.arrays, aliased, sums=self.sums)
             signature = types.void(*arrays, source, target, types.Array(types.float64, 2, "C"))
         else:
             text = _rows_source(self.arrays, aliased, sums=self.sums, streaming=kind == STREAMING)
             signature = types.void(*arrays, source, types.int64, target, types.Array(types.float64, 1, "C"))
         name = f"{self.name}-{layout}-{kind}-{dtype.name}" + ("" if aliased is None else f"-in-place-{aliased}")
-        return jit(_defined(text, {"row": row}), signature, name=name, parallel=kind != SERIAL)
+        names = {"row": row, "real": np.dtype(dtype).type}
+        return jit(_defined(text, names), signature, name=name, parallel=kind != SERIAL)
 
     def _run(self, layout: str, flat_out: Any, aliased: int | None, arguments: tuple[Any, ...]) -> None:
         if flat_out.size < (CHEAP_PARALLEL_FROM if self.cheap else PARALLEL_FROM) or not _acquire():
             self.compile(flat_out.dtype, layout, SERIAL, aliased)(*arguments)
             return
         try:
-            streamed = self.cheap and layout == "rows" and aliased is None and flat_out.nbytes >= STREAM_FROM
+            streamed = self.cheap and layout != "columns" and aliased is None and flat_out.nbytes >= STREAM_FROM
             self.compile(flat_out.dtype, layout, STREAMING if streamed else PARALLEL, aliased)(*arguments)
         finally:
             _threads.release()
@@ -330,9 +348,9 @@ def _is_copy(out: Any, flat_out: Any) -> bool:
 
 
 def _signature(dtype: str, arrays: int, parameters: int) -> Any:
-    scalar, source, target = _types(dtype)
-    given = [] if parameters == 0 else [scalar] if parameters == 1 else [types.UniTuple(scalar, parameters)]
-    return types.void(*[source] * arrays, *given, target)
+    # Python's own floats: of what a call takes, a scalar or tuple of NumPy's would take the most.
+    _, source, target = _types(dtype)
+    return types.void(*[source] * arrays, *[types.float64] * parameters, target)
 
 
 def _types(dtype: str) -> tuple[Any, Any, Any]:
@@ -348,10 +366,12 @@ def _types(dtype: str) -> tuple[Any, Any, Any]:
 def _serial_source(arrays: int, parameters: int, aliased: int | None) -> str:
     names = "abc"[:arrays]
     elements = ", ".join("out[i]" if index == aliased else f"{name}[i]" for index, name in enumerate(names))
+    rounded = [f"real({p})" for p in _parameter_names(parameters)]
     return f"""
 def kernel({_declared(names, parameters, aliased)}):
+    p = {rounded[0] if parameters == 1 else f"({', '.join(rounded)})" if rounded else "0"}
     for i in range(out.size):
-        out[i] = f({elements}, {"p" if parameters else "0"})
+        out[i] = f({elements}, p)
 """
 
 
@@ -382,12 +402,16 @@ def kernel({_declared(names, parameters, aliased)}):
 
 def _declared(names: str, parameters: int, aliased: int | None) -> str:
     arrays = [name for index, name in enumerate(names) if index != aliased]
-    return ", ".join([*arrays, *(["p"] if parameters else []), "out"])
+    return ", ".join([*arrays, *_parameter_names(parameters), "out"])
+
+
+def _parameter_names(parameters: int) -> list[str]:
+    return [f"p{index}" for index in range(parameters)]
 
 
 def _slices(names: str, parameters: int, aliased: int | None, span: str) -> str:
     arrays = [f"{name}[{span}]" for index, name in enumerate(names) if index != aliased]
-    return "".join(f"{argument}, " for argument in [*arrays, *(["p"] if parameters else [])])
+    return "".join(f"{argument}, " for argument in [*arrays, *_parameter_names(parameters)])
 
 
 _SOURCES = {SERIAL: _serial_source, PARALLEL: _parallel_source, STREAMING: _streaming_source}
@@ -427,31 +451,59 @@ def kernel({declared}):
 
 def _rows_source(arrays: int, aliased: int | None, *, sums: bool, streaming: bool) -> str:
     """Runs of `length` elements with one parameter. They are summed block by block, streamed or not."""
-    names = "abc"[:arrays]
-    given = [name for index, name in enumerate(names) if index != aliased]
-    slices = ", ".join(f"{name}[start:stop]" for name in given)
-    slices += ", " if given else ""
-    target = "buffer[:stop - start]" if streaming else "out[start:stop]"
+    given = _given(arrays, aliased)
     return f"""
 def kernel({", ".join([*given, "parameter", "length", "out", "partial"])}):
     for r in prange((out.size + length - 1) // length):
         low = r * length
         high = min(low + length, out.size)
-        {f"buffer = np.empty({BLOCK}, out.dtype)" if streaming else ""}
-        total = 0.0
-        for start in range(low, high, {BLOCK}):
-            stop = min(start + {BLOCK}, high)
-            total += row({slices}parameter[r % parameter.size], {target})
-            {"store_past_caches(buffer[:stop - start], out[start:stop])" if streaming else ""}
-        {"fence()" if streaming else ""}
+        p = parameter[r % parameter.size]
+        {_blocks(given, streaming)}
         {"partial[r] = total" if sums else ""}
 """
 
 
+def _single_source(arrays: int, aliased: int | None, *, sums: bool, streaming: bool) -> str:
+    """One parameter: the sums of the chunks are added here, in their order, whichever thread formed them."""
+    given = _given(arrays, aliased)
+    return f"""
+def kernel({", ".join([*given, "p0", "out", "gradient"])}):
+    p = real(p0)
+    chunks = (out.size + {CHUNK - 1}) // {CHUNK}
+    partial = np.empty(chunks if {sums} else 0)
+    for r in prange(chunks):
+        low = r * {CHUNK}
+        high = min(low + {CHUNK}, out.size)
+        {_blocks(given, streaming)}
+        {"partial[r] = total" if sums else ""}
+    total = 0.0
+    for r in range(partial.size):
+        total += partial[r]
+    if {sums}:
+        gradient[0] = real(total)
+"""
+
+
+def _given(arrays: int, aliased: int | None) -> list[str]:
+    return [name for index, name in enumerate("abc"[:arrays]) if index != aliased]
+
+
+def _blocks(given: list[str], streaming: bool) -> str:
+    """The elements from `low` to `high` in blocks; their contributions are summed in `total`. Indented by 8."""
+    slices = "".join(f"{name}[start:stop], " for name in given)
+    target = "buffer[:stop - start]" if streaming else "out[start:stop]"
+    return f"""{f"buffer = np.empty({BLOCK}, out.dtype)" if streaming else ""}
+        total = 0.0
+        for start in range(low, high, {BLOCK}):
+            stop = min(start + {BLOCK}, high)
+            total += row({slices}p, {target})
+            {"store_past_caches(buffer[:stop - start], out[start:stop])" if streaming else ""}
+        {"fence()" if streaming else ""}"""
+
+
 def _columns_source(arrays: int, aliased: int | None, *, sums: bool) -> str:
     """Rows of the batch with a parameter per element."""
-    names = "abc"[:arrays]
-    given = [name for index, name in enumerate(names) if index != aliased]
+    given = _given(arrays, aliased)
     slices = "".join(f"{name}[low:high], " for name in given)
     return f"""
 def kernel({", ".join([*given, "parameter", "out", "partial"])}):

@@ -284,7 +284,7 @@ def _logits(x: Any, seed: int, tau: float, out: Any) -> Any:
     """(x + n) / tau."""
     noise = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
     philox_numba.fill_gumbel(noise.reshape(-1), 0, seed)
-    return _perturbed((x, noise), tau, noise)
+    return _perturbed((x, noise), (tau,), noise)
 
 
 _perturbed = Pointwise("gumbel_logits", 2, lambda m: lambda x, n, tau: (x + n) / tau)

@@ -24,7 +24,7 @@ import numpy as np
 from numba import prange, types
 from numba.extending import register_jitable
 
-from gradmark.activations.numba import PAIRS
+from gradmark.activations.numba import PAIRS, simplest
 from gradmark.numerics.compile_cache import jit
 from gradmark.numerics.elementary import add_in_any_order
 from gradmark.numerics.functions import Elementary
@@ -160,14 +160,15 @@ def clip_grad_value_backward(cotangents: Sequence[Any], grads: Sequence[Any], cl
     """The vector-Jacobian product of `clip_grad_value`: v where |g| <= clip_value, else 0."""
     dgrads = outputs(grads, out)
     for v, g, d in zip(cotangents, grads, dgrads, strict=True):
-        _mask((v, g), _limit(clip_value, g), d)
+        _mask((v, g), (_limit(clip_value, g),), d)
     return dgrads
 
 
 def residual_add(x: Any, f: Any, activation: str | None, parameters: tuple[float, ...], out: Any) -> Any:
     """y = activation(x + f)."""
     y = np.empty_like(x, subok=False) if out is None else out
-    return _residual(activation, len(parameters)).forward((x, f), _parameter(parameters), y)
+    chosen, parameters = _simplest(activation, parameters)
+    return _residual(chosen, len(parameters)).forward((x, f), parameters, y)
 
 
 def residual_add_backward(
@@ -175,7 +176,8 @@ def residual_add_backward(
 ) -> Any:
     """d = grad · activation'(x + f): dx and df alike, as both enter by their sum alone."""
     d = np.empty_like(x, subok=False) if out is None else out
-    return _residual(activation, len(parameters)).backward((grad, x, f), _parameter(parameters), d)
+    chosen, parameters = _simplest(activation, parameters)
+    return _residual(chosen, len(parameters)).backward((grad, x, f), parameters, d)
 
 
 class _Layout(NamedTuple):
@@ -756,9 +758,8 @@ def _mask_step(zero: Any) -> Callable[..., Any]:
 # Residual addition: the scalar functions of the activation, applied to the sum.
 
 
-def _parameter(parameters: tuple[float, ...]) -> Any:
-    """The activation's parameter, or the tuple of two, as `Pointwise` takes it."""
-    return parameters if len(parameters) > 1 else parameters[0] if parameters else 0.0
+def _simplest(activation: str | None, parameters: tuple[float, ...]) -> tuple[str | None, tuple[float, ...]]:
+    return (None, ()) if activation is None else simplest(activation, parameters)
 
 
 class _Residual(NamedTuple):

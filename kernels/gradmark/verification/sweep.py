@@ -37,8 +37,11 @@ BACKWARD_STRIDE = 37
 SAMPLE_SHARE = 61
 """Values of a parameter beside the default get so many times fewer points."""
 
-_GRADIENTS = (1.0, -0.75, 3e-3, -200.0, 2.0**-100, -(2.0**100), -1.1e-20, 5e9)
-"""Incoming gradients, in turn, with three more that are near underflow: eleven, a prime that nothing else cycles in."""
+_GRADIENTS = (1.0, -0.75, 3e-3, -200.0, 2.0**-100, -(2.0**100), -1.1e-20, 5e9, 1.99, -1.25)
+"""Incoming gradients, in turn, with three more that are near underflow: thirteen, a prime that nothing else cycles in.
+
+An error in ULP is largest where the result's mantissa is just below 2, so the gradients have mantissas of all sizes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
