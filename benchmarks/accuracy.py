@@ -2,7 +2,8 @@
 
 float32 forward is checked on all 2³² inputs, everything else on more than 10⁸ points that include the hard regions;
 see `gradmark.verification.sweep`. One process a core; each has one thread. With `--json FILE` the results are merged
-into FILE as soon as an operation's pass is finished, so that Ctrl-C costs only the one that is running.
+into FILE as soon as an operation's pass is finished, so that Ctrl-C (or SIGTERM) costs only the one that is
+running.
 
 Exit codes: 0 within the bars of the catalog, 1 beyond one of them, 2 the command was wrong or nothing could be checked,
 130 interrupted.
@@ -104,6 +105,8 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     head = _evidence.head("accuracy", "benchmarks.accuracy", given)
     finished: list[dict[str, Any]] = [entries[key] for key in wanted if key in kept]
     code = DONE
+    # A process manager's "stop": by default it would end this process alone, and leave its workers at work for ever.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for subject in _sweep(_subjects([key for key in wanted if key not in kept], options.stride)):
             for backend in subject.backends:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -354,3 +355,26 @@ def test_a_file_of_another_kind_is_kept(tmp_path):
     assert done.returncode == 2
     assert "verify" in done.stderr
     assert json.loads(file.read_text())["kind"] == "verify"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
+def test_a_stopped_command_takes_its_workers_along(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.accuracy", "--ops", "relu", "--json", str(tmp_path / "found.json")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        workers = []
+        for _ in range(600):
+            workers = [Path("/proc", child) for child in children.read_text().split()]
+            workers = [w for w in workers if b"spawn_main" in (w / "cmdline").read_bytes()]
+            if workers:
+                break
+            time.sleep(0.1)
+        assert workers
+        process.terminate()
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "interrupted: what was finished is kept" in errors
+    assert not any(worker.exists() for worker in workers)
