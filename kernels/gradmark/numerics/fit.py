@@ -14,9 +14,10 @@ from typing import Any
 import mpmath
 
 # Degrees of the polynomials, by dtype. They are the smallest whose truncation error lies below a quarter of the
-# dtype's rounding unit, relative to the function that the polynomial serves.
+# dtype's rounding unit, relative to the function that the polynomial serves; SCALED_TAIL of float32 has one more, as
+# with 10 the worst of all 2³² values of gelu was off by 2.01 ULP, with 11 by 1.97.
 DEGREES = {
-    "float32": {"EXP_QUOTIENT": 4, "SCALED_TAIL": 10, "TAIL_SLOPE": 8, "ATANH_QUOTIENT": 3, "TANHSHRINK": 12},
+    "float32": {"EXP_QUOTIENT": 4, "SCALED_TAIL": 11, "TAIL_SLOPE": 8, "ATANH_QUOTIENT": 3, "TANHSHRINK": 12},
     "float64": {"EXP_QUOTIENT": 9, "SCALED_TAIL": 23, "TAIL_SLOPE": 21, "ATANH_QUOTIENT": 9, "TANHSHRINK": 26},
 }
 TAIL_SHIFT = 4
