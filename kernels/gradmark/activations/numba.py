@@ -827,7 +827,7 @@ def _sparse_plus(m: Elementary) -> tuple[Scalar, Scalar]:
 
     def gradient(g: Any, x: Any, p: Any) -> Any:
         # ((x + 1)² / 4)' = (x + 1) / 2.
-        dx = zero if x <= -one else g * (half * (x + one))
+        dx = g * (zero if x <= -one else half * (x + one))
         return g if x >= one else dx
 
     return value, gradient
