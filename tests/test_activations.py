@@ -567,7 +567,7 @@ def test_the_exact_product_is_what_exceeds_a_threshold(backend, dtype):
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gradients_that_are_zero_or_nan(row, dtype):
-    """Numba's backward has the zeros and NaN of NumPy's: for a gradient of 0, -0 or NaN, on either side of each kink."""
+    """Numba's backward has the zeros and NaN of NumPy's, on either side of each kink."""
     required = [p.samples[0] for p in row.parameters if p.default is None]
     x = np.array([-200, -20, -3, -1, -0.5, -0.0, 0.0, 0.5, 1, 3, 6, 20, 200, np.nan], dtype)
     for grad in (0.0, -0.0, np.nan):

@@ -48,8 +48,6 @@ class Suite:
         The file that the addition goes to, and the function or "Class.method" there that it replaces.
     measured : str
         A regular expression, asv's -b, for the benchmarks that the study runs; others may take minutes a call.
-    reached : str
-        The same for those among them that go through `changed`.
     left_out : tuple of str
         Files of the suite that want what the scratch environment does not have. One that fails to import would stop
         the discovery of all.
@@ -60,7 +58,6 @@ class Suite:
     module: str
     changed: str
     measured: str
-    reached: str
     requirements: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
@@ -79,7 +76,6 @@ SUITES: dict[str, Suite] = {
         module="flox/aggregations.py",
         changed="generic_aggregate",
         measured=r"^reduce\.ChunkReduce1D\.",
-        reached=r"^reduce\.ChunkReduce1D\.",
     ),
     "xarray": Suite(
         version="2026.9.0",
@@ -94,7 +90,6 @@ SUITES: dict[str, Suite] = {
         module="xarray/core/formatting.py",
         changed="dataset_repr",
         measured=r"^(accessors|renaming|repr|polyfit\.Polyval\.time|reindexing\.Reindex\.|unstacking\.Unstacking\.)",
-        reached=r"^repr\.Repr\.time_repr$",
     ),
     "xbatcher": Suite(
         version="0.4.0",
@@ -103,7 +98,6 @@ SUITES: dict[str, Suite] = {
         module="xbatcher/generators.py",
         changed="BatchSchema._gen_patch_selectors",
         measured=r"^(generators|accessors)\.",
-        reached=r"^(generators|accessors)\.",
         left_out=("asv_bench/benchmarks/loaders.py",),  # torch
     ),
 }
