@@ -196,7 +196,8 @@ def _peers(record: dict[str, Any]) -> Iterator[str]:
     yield (
         "\nTimes the time of gradmark's Numba backend that the fastest peer takes, and which it is; in bold where the"
         " peer wins. Peers: naive NumPy, torch eager, torch.compile, numexpr, JAX, SciPy; everybody allocates its"
-        " result.\n"
+        " result. †: PyTorch's backward kernel starts from what its forward pass has saved of the result; ours has x"
+        " alone, and computes it again.\n"
     )
     yield from _against_the_fastest(record)
     for bar in record["summary"][2:]:
@@ -246,7 +247,8 @@ def _fastest(entry: dict[str, Any] | None) -> str:
     if not found:
         return ""
     ratio, name = min(found, key=lambda one: one[0]["median"])
-    text = f"{ratio['median']:.2f} {name}"
+    saved = " †" if name == "torch eager" and entry.get("eager_from_result") else ""
+    text = f"{ratio['median']:.2f} {name}{saved}"
     return f"**{text}**" if ratio["median"] < _TIE else text
 
 

@@ -252,6 +252,16 @@ def test_a_cell_where_a_peer_wins_is_a_loss():
     assert bars.holds(mean) is False
 
 
+def test_the_table_says_where_torch_starts_from_its_result():
+    (case,) = [c for c in SMALL if str(c).startswith("sigmoid backward")]
+    assert torch_peers.starts_from_result(case)
+    assert not any(torch_peers.starts_from_result(c) for c in SMALL if not c.backward or c.operation == "gelu")
+    loss = entry("sigmoid", which=BACKWARD, eager=0.5)
+    assert readme_tables._fastest(loss) == "**0.50 torch eager**"
+    assert readme_tables._fastest({**loss, "eager_from_result": True}) == "**0.50 torch eager †**"
+    assert readme_tables._fastest({**entry(eager=2.0, jax=0.7), "eager_from_result": True}) == "**0.70 JAX**"
+
+
 def test_ours_are_no_peers():
     fastest = by_name(bars.summary([entry(eager=1.5, numpy=0.5)]), "numba, from 2^12 elements: as fast")
     assert fastest["worst"] == 1.5

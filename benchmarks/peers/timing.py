@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import torch_peers
 from .cases import AbsentError, Case, Data
 from .contenders import NAIVE, NUMBA, NUMBA_OUT, NUMPY, PEERS, YARDSTICK, makers, same_values
 
@@ -35,6 +36,7 @@ def timed_case(
     dict or None
         None where the fewest rounds did not fit. `over_numba` holds how many times the time of `gradmark numba` each
         contender takes: the median over the rounds, and its interval (null where a contender was given up as hopeless).
+        `eager_from_result`: torch's backward kernel was given what its forward pass has saved of the result.
     """
     from gradmark.tracking import measure as ruler
 
@@ -64,6 +66,7 @@ def timed_case(
         "elements": None if case.exponent is None else 2**case.exponent,
         "bytes_moved": data.bytes_moved,
         "beyond_cache": data.beyond_cache,
+        "eager_from_result": torch_peers.starts_from_result(case),
         "absent": absent,
         "setup_seconds": made,
         "seconds": {

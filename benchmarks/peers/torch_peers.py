@@ -10,7 +10,7 @@ import numpy as np
 
 from .._worktree import workloads
 from .arguments import MAX_NORM, arguments, learnable, lists
-from .cases import ELEMENTWISE, ROWWISE, AbsentError, Data
+from .cases import ELEMENTWISE, ROWWISE, AbsentError, Case, Data
 
 Call = Callable[[], Any]
 Function = Callable[..., Any]
@@ -38,6 +38,11 @@ def eager(data: Data) -> Call:
     function, inputs = _forward(data)
     leaves = [tensor.requires_grad_() for tensor in inputs]
     return functools.partial(torch.autograd.grad, function(*leaves), leaves, _tensor(data.grad), retain_graph=True)
+
+
+def starts_from_result(case: Case) -> bool:
+    """Whether autograd's kernel starts from what the forward pass has found (y, or what it drew), where ours has x."""
+    return case.backward and (case.operation in _FROM_RESULT or case.variant == workloads.TRAINING)
 
 
 def compiled(data: Data) -> Call:
@@ -224,6 +229,8 @@ _ATEN: Mapping[str, Callable[..., Any]] = {
     "identity": lambda aten, g, x, y: g.clone(),
 }
 """The kernel that autograd calls, from the gradient and what it saves of x and y; the others are expressions."""
+
+_FROM_RESULT = ("sigmoid", "tanh", "exponential", "log_sigmoid")
 
 _SAVED: Mapping[str, Callable[[Any, Any], Any]] = {"log_sigmoid": lambda aten, x: aten.log_sigmoid_forward(x)[1]}
 """What autograd saves in place of y."""
