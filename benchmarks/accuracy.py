@@ -12,6 +12,7 @@ Exit codes: 0 within the bars of the catalog, 1 beyond one of them, 2 the comman
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import multiprocessing
 import os
@@ -105,8 +106,6 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     head = _evidence.head("accuracy", "benchmarks.accuracy", given)
     finished: list[dict[str, Any]] = [entries[key] for key in wanted if key in kept]
     code = DONE
-    # A process manager's "stop": by default it would end this process alone, and leave its workers at work for ever.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for subject in _sweep(_subjects([key for key in wanted if key not in kept], options.stride)):
             for backend in subject.backends:
@@ -202,6 +201,7 @@ def _sweep(subjects: Sequence[Subject]) -> Iterator[Subject]:
     # Not forked: OpenMP's threads do not survive that.
     context = multiprocessing.get_context("spawn")
     with (
+        _terminated_like_interrupted(),
         console.progress("time left") as progress,
         ProcessPoolExecutor(cores, mp_context=context, initializer=_ignore_interrupts) as pool,
     ):
@@ -234,6 +234,16 @@ def _collect(pending: dict[Future[Any], Task], display: _Display) -> Iterator[Su
         display.advance(f"{subject.operation} {subject.operation_pass} {subject.dtype}", weight)
         if not subject.outstanding:
             yield subject
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Within, SIGTERM raises KeyboardInterrupt; by default it would end this process alone, and leave its workers."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ignore_interrupts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -357,24 +358,40 @@ def test_a_file_of_another_kind_is_kept(tmp_path):
     assert json.loads(file.read_text())["kind"] == "verify"
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
+def _workers(process):
+    """The processes that multiprocessing has spawned for it, with all their starting behind them."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            command = (stat.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == str(process.pid) and state != "Z" and b"spawn_main" in command:
+            found.append(stat.parent)
+    return found
+
+
+def _until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)
+    return condition()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds the workers in /proc")
 def test_a_stopped_command_takes_its_workers_along(tmp_path):
     command = [sys.executable, "-m", "benchmarks.accuracy", "--ops", "relu", "--json", str(tmp_path / "found.json")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    cores = len(os.sched_getaffinity(0))
     try:
-        workers = []
-        for _ in range(600):
-            workers = [Path("/proc", child) for child in children.read_text().split()]
-            workers = [w for w in workers if b"spawn_main" in (w / "cmdline").read_bytes()]
-            if workers:
-                break
-            time.sleep(0.1)
-        assert workers
+        assert _until(lambda: len(_workers(process)) == cores, 60)
+        time.sleep(2)
+        workers = _workers(process)
         process.terminate()
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130
     assert "interrupted: what was finished is kept" in errors
-    assert not any(worker.exists() for worker in workers)
+    assert _until(lambda: not any(worker.exists() for worker in workers), 10)

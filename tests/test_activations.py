@@ -16,6 +16,7 @@ from gradmark import catalog, reference
 from gradmark.backends import BACKENDS
 from gradmark.catalog import BACKWARD, FORWARD, backward_of
 from gradmark.families import LAYOUTS, families
+from gradmark.verification import sweep, wide
 from gradmark.verification.activations import _worst_of_family, parameter_sets
 from gradmark.verification.check import allowed, from_backend, to_backend
 from targets import INEXACT_PEERS, exact_peer, namespace_of
@@ -341,7 +342,7 @@ def bits(array):
 # Longer than the shortest array that several threads share, and no multiple of a chunk or a vector.
 WHOLE = 3 * 2**15 + 1037
 # Of less than a vector, around one, around several, around a chunk; the last are parallel.
-LENGTHS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 129, 1000, 4097, 16383, 16385, 2**15 - 1, 2**15 + 9)
+LENGTHS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 65, 129, 1000, 4097, 8191, 8193, 16383, 16385, 2**15 + 9)
 
 
 def plenty(dtype, seed):
@@ -439,12 +440,12 @@ def test_slopes_in_training_are_the_stream_of_uniform(row, backend):
     """x = -1 gives the slopes themselves: the same bits in every backend, the elements of uniform() scaled."""
     namespace = namespace_of(backend)
     low, high = -0.25, 0.75
-    for dtype, wide in (("float32", np.float32), ("float64", np.float64), ("float16", np.float32)):
+    for dtype, drawn in (("float32", np.float32), ("float64", np.float64), ("float16", np.float32)):
         if dtype not in namespace.dtypes:
             continue
         for shape in ((5, 1031), (), (0, 3), (7,), (2**15 + 3,)):
-            u = gradmark.backend("numpy").uniform(shape, seed=99, dtype=np.dtype(wide).name)
-            slopes = wide(low) + wide(high - low) * u
+            u = gradmark.backend("numpy").uniform(shape, seed=99, dtype=np.dtype(drawn).name)
+            slopes = drawn(low) + drawn(high - low) * u
             x = to_backend(namespace, -np.ones(shape), dtype)
             y = getattr(namespace, row.name)(x, low, high, seed=99)
             np.testing.assert_array_equal(from_backend(y), -slopes.astype(dtype))
@@ -576,3 +577,25 @@ def test_gradients_that_are_zero_or_nan(row, dtype):
             dx = getattr(gradmark.backend(name), backward_of(row.name))(np.full_like(x, grad), x, *required)
             found[name] = dx[0] if isinstance(dx, tuple) else dx
         np.testing.assert_array_equal(found["numba"], found["numpy"])
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("float32", -110.0, -95.0), ("float64", -752.0, -735.0)])
+@pytest.mark.parametrize("name", ["silu", "swish", "quick_gelu", "gelu_tanh", "mish"])
+def test_derivatives_that_are_subnormal(name, dtype, low, high):
+    """The sweep judges them on the scale of the gradient, which forgives a zero."""
+    row = catalog.operation(name)
+    usual = sweep.rounded([p.usual for p in row.parameters], dtype)
+    # Where z = x, 1.702 x, or for gelu_tanh √(8/π) (x + 0.044715 x³), is what x is for silu.
+    x = np.linspace(low, high, 4001)
+    if name == "quick_gelu":
+        x = x / 1.702
+    if name == "gelu_tanh":
+        x = np.cbrt(x / 0.0713548)
+        x -= (x + 0.044715 * x**3 - np.linspace(low, high, 4001) / 1.5957691) / (1 + 0.134145 * x**2)
+    x = x.astype(dtype)
+    found = getattr(gradmark.backend("numba"), backward_of(name))(np.ones_like(x), x, *usual)
+    found = found[0] if isinstance(found, tuple) else found
+    exact = wide.evaluate(row, BACKWARD, x, usual)
+    smallest = np.finfo(dtype).smallest_subnormal
+    assert np.count_nonzero(np.abs(exact) > 3 * smallest) > 1000
+    assert np.all(np.abs(found - exact) <= 2 * smallest + 1e-5 * np.abs(exact))

@@ -83,6 +83,20 @@ def test_threads_that_share_a_core_after_each_pause_do_not_pass_for_a_slow_candi
     assert max(found.seconds["a"]) < 3e-5
 
 
+def test_calls_of_two_speeds_keep_the_budget(clock):
+    calls = 0
+
+    def call():
+        nonlocal calls
+        calls += 1
+        clock.now += 1e-3 if calls % 4 else 1e-6
+
+    found = measure({"a": call, "b": work(clock, 1e-4)}, budget=2.0)
+    assert clock.now <= 2.0
+    assert found.number["a"] < 20
+    assert found.rounds >= min_rounds()
+
+
 def test_a_machine_that_slows_down_ends_at_the_budget(clock):
     def call():
         clock.now += 0.01 if clock.now < 0.1 else 0.2

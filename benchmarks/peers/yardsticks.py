@@ -34,7 +34,7 @@ def kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
         parts = numba.get_num_threads()
         for part in numba.prange(parts):
             low, high = part * a.size // parts, (part + 1) * a.size // parts
-            # Of slices: a loop from `low` on would look at each index for being negative, and stay scalar.
+            # Of slices: a loop from `low` on looks at each index for being negative, and then gathers.
             triad_of_part(a[low:high], b[low:high], out[low:high])
 
     return copy, triad

@@ -9,7 +9,7 @@ Sums of two floats are written high, low. t is |x| throughout, clamped where an 
 
 from __future__ import annotations
 
-import functools
+import ctypes
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -67,10 +67,10 @@ def _scaled(
     (unit_forward, unit_backward), (general_forward, general_backward) = unit, general
 
     def forward(x: Any, scale: float, p: float, out: Any) -> Any:
-        return unit_forward(x, p, out) if scale == 1.0 else general_forward(x, scale, p, out)
+        return unit_forward(x, p, out) if x.dtype.type(scale) == 1 else general_forward(x, scale, p, out)
 
     def backward(grad: Any, x: Any, scale: float, p: float, out: Any) -> Any:
-        return unit_backward(grad, x, p, out) if scale == 1.0 else general_backward(grad, x, scale, p, out)
+        return unit_backward(grad, x, p, out) if x.dtype.type(scale) == 1 else general_backward(grad, x, scale, p, out)
 
     return forward, backward
 
@@ -95,15 +95,13 @@ def channelwise(pair: Pair, *, cheap: bool = False) -> tuple[Callable[..., Any],
     return forward, backward
 
 
-def _logistic(m: Elementary) -> tuple[Scalar, Scalar, Scalar]:
+def _logistic(m: Elementary) -> tuple[Scalar, Scalar]:
     """What σ and its derivatives are made of, for z = high + low <= 0 and e = exp(z).
 
     exponential : (high, low) -> e and e_low
     divided : (a, a_low, e, e_low) -> a / (1 + e)
-    divided_twice : (a, a_low, e, e_low) -> a / (1 + e)²
     """
-    exp_parts_sum, scale, quotient, fma = m.exp_parts_sum, m.scale, m.quotient, m.fma
-    one, two = m.real(1), m.real(2)
+    exp_parts_sum, scale, quotient, one = m.exp_parts_sum, m.scale, m.quotient, m.real(1)
 
     @inlined
     def exponential(high: Any, low: Any) -> Any:
@@ -116,14 +114,7 @@ def _logistic(m: Elementary) -> tuple[Scalar, Scalar, Scalar]:
         d = one + e
         return quotient(a, a_low, d, ((one - d) + e) + e_low)
 
-    @inlined
-    def divided_twice(a: Any, a_low: Any, e: Any, e_low: Any) -> Any:
-        # (1 + e)² = 1 + e (2 + e).
-        f = two + e
-        d = fma(e, f, one)
-        return quotient(a, a_low, d, fma(e, f, one - d) + e * (e - (f - two)) + e_low * f)
-
-    return exponential, divided, divided_twice
+    return exponential, divided
 
 
 def _squared(m: Elementary) -> Scalar:
@@ -139,7 +130,7 @@ def _squared(m: Elementary) -> Scalar:
 
 def _sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
     exp_falling, nothing, zero, one = m.exp_falling, m.nothing, m.real(0), m.real(1)
-    _, divided, _ = _logistic(m)
+    _, divided = _logistic(m)
     squared = _squared(m)
 
     def value(x: Any, p: Any) -> Any:
@@ -311,7 +302,7 @@ def _gate(m: Elementary) -> tuple[Scalar, Scalar, Scalar]:
     """
     exp_parts_sum, scale, fma, quotient = m.exp_parts_sum, m.scale, m.fma, m.quotient
     nothing, zero, one, two = m.nothing, m.real(0), m.real(1), m.real(2)
-    exponential, divided, _ = _logistic(m)
+    exponential, divided = _logistic(m)
     squared = _squared(m)
     largest, infinity = m.real(1e4), m.real(math.inf)
 
@@ -336,10 +327,11 @@ def _gate(m: Elementary) -> tuple[Scalar, Scalar, Scalar]:
         # of w, with e = w + w p; above 0 one minus that, (1 + e (1 + v)) / (1 + e)².
         p, _, k = exp_parts_sum(-high, -low)
         w = scale(one, k)
-        e = fma(w, p, w)
+        e = scale(one + p, k)
         v = largest if v > largest else v
-        y = w * fma(w, p, ((one - v) + w) - v_low)
-        numerator = fma(y, p, y) if sign < zero else fma(e, one + v, one)
+        # Scaled last, so that a subnormal product is rounded once; w, beside 1 - v, may have vanished by then.
+        y = fma(w, p, ((one - v) + w) - v_low)
+        numerator = scale(fma(y, p, y), k) if sign < zero else fma(e, one + v, one)
         d = squared(e)
         return quotient(numerator, nothing, d, fma(e, two + e, one - d)), e, d
 
@@ -434,7 +426,7 @@ def _celu(m: Elementary) -> tuple[Scalar, Scalar]:
     expm1_sum_parts, fma, zero, one, largest = m.expm1_sum_parts, m.fma, m.real(0), m.real(1), m.real(1e4)
     # exp(z) - 1 is z there.
     smallest = m.real(-(2.0**-27 if m.dtype == "float32" else 2.0**-56))
-    exponential, _, _ = _logistic(m)
+    exponential, _ = _logistic(m)
 
     @inlined
     def scaled(x: Any, p: Any) -> Any:
@@ -614,7 +606,7 @@ def _softplus(m: Elementary) -> tuple[Scalar, Scalar]:
     log1p_unit_parts, exp_parts_sum, scale, fma = m.log1p_unit_parts, m.exp_parts_sum, m.scale, m.fma
     zero, one, largest = m.real(0), m.real(1), m.real(1e4)
     lifted_below, lift, lowered = m.real(-50), 64, m.real(2.0**-64)
-    exponential, _, _ = _logistic(m)
+    exponential, _ = _logistic(m)
 
     @inlined
     def product(x: Any, p: Any) -> Any:
@@ -662,7 +654,7 @@ def _softplus(m: Elementary) -> tuple[Scalar, Scalar]:
 def _softplus_unit(m: Elementary) -> tuple[Scalar, Scalar]:
     """Softplus of beta = 1: nothing is rounded before exp, which halves the work."""
     exp_falling, log1p_unit, nothing, zero, one = m.exp_falling, m.log1p_unit, m.nothing, m.real(0), m.real(1)
-    exponential, _, _ = _logistic(m)
+    exponential, _ = _logistic(m)
 
     def value(x: Any, threshold: Any) -> Any:
         # log(1 + exp x) = max(x, 0) + log(1 + exp(-|x|)).
@@ -679,7 +671,7 @@ def _softplus_unit(m: Elementary) -> tuple[Scalar, Scalar]:
 
 def _log_sigmoid(m: Elementary) -> tuple[Scalar, Scalar]:
     exp_falling, log1p_unit, nothing, zero, one = m.exp_falling, m.log1p_unit, m.nothing, m.real(0), m.real(1)
-    exponential, _, _ = _logistic(m)
+    exponential, _ = _logistic(m)
 
     def value(x: Any, p: Any) -> Any:
         # -log(1 + exp(-x)) = min(x, 0) - log(1 + exp(-|x|)).
@@ -748,9 +740,8 @@ def _mish(m: Elementary) -> tuple[Scalar, Scalar]:
         above = two * (e * e) * fma(two * t, one + e, -d)
         square = d * d
         square_low = fma(d, d, -square) + two * d * d_low
-        slope = quotient(
-            power * product if below else above, power * product_low if below else zero, square, square_low
-        )
+        numerator = scale(product, k) if below else above
+        slope = quotient(numerator, scale(product_low, k) if below else zero, square, square_low)
         return g * (slope if below else one + slope)
 
     return value, gradient
@@ -880,11 +871,11 @@ def _identity(m: Elementary) -> tuple[Scalar, Scalar]:
     return value, gradient
 
 
-@functools.lru_cache(maxsize=64)
 def _mean(dtype: str, lower: float, upper: float) -> float:
-    """Of the parameters as the dtype has them; found anew it takes longer than a thousand elements."""
-    real = np.dtype(dtype).type
-    return (float(real(lower)) + float(real(upper))) / 2
+    """Of the parameters as the dtype has them."""
+    if dtype == "f":
+        lower, upper = ctypes.c_float(lower).value, ctypes.c_float(upper).value
+    return (lower + upper) / 2
 
 
 def _seeded(pair: Pair) -> tuple[Callable[..., Any], Callable[..., Any]]:

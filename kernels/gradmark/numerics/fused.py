@@ -5,7 +5,9 @@ the parameter (a tuple of two where there are two, 0 where there is none). `Poin
 single pass. `Channelwise` does so with one parameter per channel, and, for a function that returns a pair, sums the
 second result into the gradient of that parameter in the same pass.
 
-The order of every sum depends on the shape alone, so results do not depend on the number of threads.
+The order of every sum depends on the shape alone, so results do not depend on the number of threads. (One exception:
+where an input shares the output's memory but is another array object, LLVM leaves the vector loop, and the float64
+gradient of a parameter may differ in its last bits.)
 
 Three loops serve one kernel, with the same bits:
 - plain: LLVM checks at run time that input and output do not overlap, and leaves the vector loop if they do;
@@ -208,11 +210,10 @@ class Channelwise:
         *arguments, flat_out = flattened(*inputs, out, order="C")
         aliased = _drop_aliased(inputs, out, arguments, flat_out)
         channels = parameter.size
-        if channels == 1:
-            gradient = np.empty(1 if self.sums else 0, out.dtype)
+        if channels == 1 and self.sums:
+            gradient = np.empty(1, out.dtype)
             self._run("single", flat_out, aliased, (*arguments, parameter.item(), flat_out, gradient))
-            result = delivered(out, flat_out)
-            return (result, gradient) if self.sums else result
+            return delivered(out, flat_out), gradient
         length = flat_out.size // max(1, out.shape[0] * channels)
         along = self._rows if length >= LONG_ROW else self._columns
         with np.errstate(all="ignore"):
@@ -228,7 +229,8 @@ class Channelwise:
         dtype, kind, aliased
             As for `Pointwise.compile`.
         layout : str
-            A "single" parameter, "rows" of elements with one parameter, or "columns" with one each.
+            A "single" parameter (where there are sums), "rows" of elements with one parameter, or "columns" with one
+            each.
         """
         found = self._compiled.get((dtype, layout, kind, aliased))
         if found is None:
@@ -246,7 +248,7 @@ class Channelwise:
         _, source, target = _types(dtype.name)
         arrays = [source] * (self.arrays - (aliased is not None))
         if layout == "single":
-            text = _single_source(self.arrays, aliased, sums=self.sums, streaming=kind == STREAMING)
+            text = _single_source(self.arrays, aliased, streaming=kind == STREAMING)
             signature = types.void(*arrays, types.float64, target, target)
         elif columns:
             text = _columns_source(self.arrays, aliased, sums=self.sums)
@@ -463,24 +465,23 @@ def kernel({", ".join([*given, "parameter", "length", "out", "partial"])}):
 """
 
 
-def _single_source(arrays: int, aliased: int | None, *, sums: bool, streaming: bool) -> str:
+def _single_source(arrays: int, aliased: int | None, *, streaming: bool) -> str:
     """One parameter: the sums of the chunks are added here, in their order, whichever thread formed them."""
     given = _given(arrays, aliased)
     return f"""
 def kernel({", ".join([*given, "p0", "out", "gradient"])}):
     p = real(p0)
     chunks = (out.size + {CHUNK - 1}) // {CHUNK}
-    partial = np.empty(chunks if {sums} else 0)
+    partial = np.empty(chunks)
     for r in prange(chunks):
         low = r * {CHUNK}
         high = min(low + {CHUNK}, out.size)
         {_blocks(given, streaming)}
-        {"partial[r] = total" if sums else ""}
+        partial[r] = total
     total = 0.0
-    for r in range(partial.size):
+    for r in range(chunks):
         total += partial[r]
-    if {sums}:
-        gradient[0] = real(total)
+    gradient[0] = real(total)
 """
 
 
