@@ -6,11 +6,16 @@ Each entry says by which command, at which commit and on which machine it was me
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import hashlib
 import json
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,39 +55,127 @@ def measured(head: Mapping[str, Any]) -> dict[str, Any]:
     return {**origin, "cpu": head["machine"]["cpu"], "cores": head["machine"]["cores"]}
 
 
-def read(file: str | None, kind: str, key: Callable[[Entry], Key]) -> dict[Key, Entry]:
+def read(file: str | None, kind: str, key: Callable[[Entry], Key], fields: Collection[str] = ()) -> dict[Key, Entry]:
     """The entries of a file, by key; none where it does not exist yet.
+
+    Parameters
+    ----------
+    file : str or None
+        None, and - for stdout, have no entries.
+    kind : str
+        What the file must be.
+    key : callable
+        Gives an entry's key.
+    fields : collection of str
+        What each entry must have.
 
     Raises
     ------
     gradmark.console.UsageError
-        The file is something else.
+        The file is something else, or damaged.
     """
     from gradmark import console
     from gradmark.tracking import machine
 
     if file in (None, "-") or not Path(str(file)).exists():
         return {}
+    if not Path(str(file)).is_file():
+        # Reading a device or a pipe may never end.
+        raise console.UsageError(f"--json {file}: this is no regular file; give a file's name, or - for stdout")
     try:
         record = json.loads(Path(str(file)).read_text(encoding="utf-8"))
         schema = record["schema"], record["kind"]
-        entries = {key(entry): entry for entry in record["entries"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise console.UsageError(f"--json {file}: it exists, and is no result of this command ({error!r})") from error
     if schema != (machine.SCHEMA, kind):
-        raise console.UsageError(f"--json {file}: it exists, with schema and kind {schema}")
+        raise console.UsageError(f"--json {file}: it exists, with schema and kind {schema}; give another file")
+    try:
+        entries = {key(entry): entry for entry in record["entries"]}
+        lacking = sorted({field for entry in entries.values() for field in fields if field not in entry})
+    except (KeyError, TypeError) as error:
+        raise console.UsageError(f"--json {file}: it is damaged ({error!r}); give another file") from error
+    if lacking:
+        raise console.UsageError(f"--json {file}: it is damaged, entries lack {', '.join(lacking)}; give another file")
     return entries
 
 
-def write(file: str | None, record: dict[str, Any]) -> None:
-    """Write the whole file, or nothing of it."""
-    from gradmark import console
+class Growing:
+    """A result file that a command adds to, entry by entry; another process may add to it meanwhile.
 
-    if file in (None, "-"):
-        return
-    beside = Path(f"{file}.part")
-    console.write_json(str(beside), record)
-    beside.replace(str(file))
+    Parameters
+    ----------
+    file : str or None
+        None or -: nothing is written.
+    kind, key, fields
+        As for `read`, which the constructor calls: `entries` is what it has found, and what was added.
+    """
+
+    def __init__(self, file: str | None, kind: str, key: Callable[[Entry], Key], fields: Collection[str] = ()) -> None:
+        from gradmark import console
+
+        self._file = file
+        self._read = functools.partial(read, file, kind, key, fields)
+        self._key = key
+        self._added: dict[Key, Entry] = {}
+        console.check_writable("--json", file)
+        self.entries = self._read()
+        self.problem: str | None = None
+        if file not in (None, "-"):
+            # Some folders only say at the first file that they take none.
+            self._replace(None)
+
+    def add(self, entries: Iterable[Entry], record: Callable[[dict[Key, Entry]], dict[str, Any]]) -> None:
+        """Add entries and write the file: what it has by now, and all that was added; `problem` says why not."""
+        from gradmark import console
+
+        self._added |= {self._key(entry): entry for entry in entries}
+        self.entries |= self._added
+        if self._file in (None, "-"):
+            return
+        try:
+            self.entries = self._read() | self._added
+            self._replace(record(self.entries))
+        except console.UsageError as error:
+            if self.problem is None:
+                console.complain(f"{error}; what is measured from here on is only printed")
+            self.problem = str(error)
+
+    def _replace(self, record: dict[str, Any] | None) -> None:
+        """Write the whole file, or nothing of it; without a record, only try whether that would work."""
+        from gradmark import console
+
+        try:
+            handle, name = tempfile.mkstemp(dir=Path(str(self._file)).absolute().parent, prefix=".part-")
+        except OSError as error:
+            raise console.UsageError(f"--json {self._file}: {error.strerror}; give another file") from error
+        beside = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                if record is not None:
+                    stream.write(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            if record is not None:
+                beside.chmod(0o666 & ~_umask())
+                beside.replace(str(self._file))
+        except OSError as error:
+            raise console.UsageError(f"--json {self._file}: {error.strerror}") from error
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Within, SIGTERM raises KeyboardInterrupt; by default it would end this process without a word."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fingerprint(*subjects: Any) -> str:

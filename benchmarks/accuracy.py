@@ -12,7 +12,7 @@ Exit codes: 0 within the bars of the catalog, 1 beyond one of them, 2 the comman
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
 import math
 import multiprocessing
 import os
@@ -37,10 +37,19 @@ DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 BACKENDS = ("numpy", "numba")
 DTYPES = ("float32", "float64")
 
+LARGEST_STRIDE = 2**22
+"""It leaves a thousand points of float32."""
+
 CHECKED_POINTS = 10_000
 """On which the reference itself is compared with mpmath, a job of usual parameters."""
 _CHECKED_AT_ONCE = 500
 _SAMPLE_CHECKED_POINTS = 500
+
+
+_FIELDS = (
+    *("worst", "allowed", "passed", "where", "points", "exhaustive", "stride", "beyond", "disagreements"),
+    *("reference_error", "code", "measured"),
+)
 
 
 @dataclass(slots=True)
@@ -75,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         "--json", metavar="FILE", help="merge the results into this file; - for stdout, in place of the table"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="leave out what the file already has, from the same code and stride"
+        "--resume",
+        action="store_true",
+        help="leave out what the file has of the same code and at most this stride",
     )
     return parser
 
@@ -87,12 +98,11 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     backends = console.known("backend", options.backend, BACKENDS)
     dtypes = console.known("dtype", options.dtype, DTYPES)
     passes = console.known("pass", options.passes, catalog.PASSES)
-    if options.stride < 1:
-        raise console.UsageError(f"--stride {options.stride}: give a positive number")
-    if options.resume and options.json is None:
+    if not 1 <= options.stride <= LARGEST_STRIDE:
+        raise console.UsageError(f"--stride {options.stride}: give 1 (all points) to {LARGEST_STRIDE}")
+    if options.resume and options.json in (None, "-"):
         raise console.UsageError("--resume needs --json FILE, which says what is there")
-    console.check_writable("--json", options.json)
-    entries = _evidence.read(options.json, "accuracy", _key)
+    file = _evidence.Growing(options.json, "accuracy", _key, _FIELDS)
     absent = _absent(operations, backends)
     wanted = [
         (operation, which, backend, dtype)
@@ -102,17 +112,15 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         for backend in backends
         if (operation, backend) not in absent
     ]
-    kept = {key for key in wanted if options.resume and _is_fresh(entries.get(key), key, options.stride)}
+    kept = _kept(wanted, file.entries, options)
     head = _evidence.head("accuracy", "benchmarks.accuracy", given)
-    finished: list[dict[str, Any]] = [entries[key] for key in wanted if key in kept]
+    finished: list[dict[str, Any]] = [file.entries[key] for key in wanted if key in kept]
     code = DONE
     try:
         for subject in _sweep(_subjects([key for key in wanted if key not in kept], options.stride)):
-            for backend in subject.backends:
-                entry = _entry(subject, backend, options.stride, head)
-                entries[_key(entry)] = entry
-                finished.append(entry)
-            _evidence.write(options.json, _record(head, entries))
+            found = [_entry(subject, backend, options.stride, head) for backend in subject.backends]
+            finished += found
+            file.add(found, functools.partial(_record, head))
     except KeyboardInterrupt:
         code = INTERRUPTED
     if options.json == "-":
@@ -120,11 +128,29 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     else:
         _print(finished, absent)
     if code == INTERRUPTED:
-        console.complain("interrupted: what was finished is kept")
+        console.complain("interrupted: what was finished is kept" if file.problem is None else "interrupted")
         return code
     if not finished:
         raise console.UsageError("nothing could be checked")
+    if file.problem is not None:
+        raise console.UsageError(file.problem)
     return DONE if all(entry["passed"] for entry in finished) else FAILED
+
+
+def _kept(wanted: Iterable[Key], entries: Mapping[Key, dict[str, Any]], options: argparse.Namespace) -> set[Key]:
+    """What the file has of this code and at least as finely; UsageError where that would be replaced by less."""
+    from gradmark import console
+
+    known = {key for key in wanted if _is_fresh(entries.get(key), key, options.stride)}
+    if options.resume:
+        return known
+    finer = [" ".join(key) for key in wanted if key in known and entries[key]["stride"] < options.stride]
+    if finer:
+        raise console.UsageError(
+            f"--json {options.json}: it has {len(finer)} results of this code with a smaller stride ({finer[0]}, …);"
+            " give another file, or --resume, which keeps them"
+        )
+    return set()
 
 
 def _absent(operations: Iterable[str], backends: Iterable[str]) -> dict[tuple[str, str], str]:
@@ -201,7 +227,7 @@ def _sweep(subjects: Sequence[Subject]) -> Iterator[Subject]:
     # Not forked: OpenMP's threads do not survive that.
     context = multiprocessing.get_context("spawn")
     with (
-        _terminated_like_interrupted(),
+        _evidence.terminated_like_interrupted(),
         console.progress("time left") as progress,
         ProcessPoolExecutor(cores, mp_context=context, initializer=_ignore_interrupts) as pool,
     ):
@@ -234,16 +260,6 @@ def _collect(pending: dict[Future[Any], Task], display: _Display) -> Iterator[Su
         display.advance(f"{subject.operation} {subject.operation_pass} {subject.dtype}", weight)
         if not subject.outstanding:
             yield subject
-
-
-@contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Within, SIGTERM raises KeyboardInterrupt; by default it would end this process alone, and leave its workers."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _ignore_interrupts() -> None:
@@ -336,7 +352,7 @@ def _code(operation: str, backend: str) -> str:
 
 def _is_fresh(entry: Mapping[str, Any] | None, key: Key, stride: int) -> bool:
     operation, _, backend, _ = key
-    return entry is not None and entry["stride"] == stride and entry["code"] == _code(operation, backend)
+    return entry is not None and entry["stride"] <= stride and entry["code"] == _code(operation, backend)
 
 
 def _record(head: Mapping[str, Any], entries: Mapping[Key, dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import mpmath
 import numpy as np
 import pytest
-from benchmarks import readme_tables
+from benchmarks import _evidence, readme_tables
 
 from gradmark import catalog, reference
 from gradmark.catalog import ACTIVATIONS, BACKWARD, FORWARD
@@ -339,7 +340,8 @@ def test_the_command_merges_its_results_and_resumes(tmp_path):
         (("--ops", "gelu2"), "unknown operation 'gelu2'"),
         (("--backend", "torch"), "unknown backend 'torch'"),
         (("--dtype", "float16"), "unknown dtype 'float16'"),
-        (("--stride", "0"), "give a positive number"),
+        (("--stride", "0"), "give 1 (all points) to 4194304"),
+        (("--stride", "4194305"), "give 1 (all points) to 4194304"),
         (("--resume",), "--resume needs --json"),
     ],
 )
@@ -347,6 +349,81 @@ def test_wrong_arguments_are_said(arguments, message):
     done = run(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+QUICK = ("--passes", "forward", "--dtype", "float32", "--backend", "numpy")
+
+
+def test_a_coarser_run_does_not_replace_a_finer_one(tmp_path):
+    file = tmp_path / "accuracy.json"
+    assert run("--ops", "relu", *QUICK, "--stride", "65536", "--json", str(file)).returncode == 0
+    before = json.loads(file.read_text())["entries"]
+    refused = run("--ops", "relu", *QUICK, "--stride", "1048576", "--json", str(file))
+    assert refused.returncode == 2
+    assert "it has 1 results of this code with a smaller stride (relu forward numpy float32, …)" in refused.stderr
+    resumed = run("--ops", "relu", *QUICK, "--stride", "1048576", "--resume", "--json", str(file))
+    assert resumed.returncode == 0
+    assert json.loads(file.read_text())["entries"] == before
+    finer = run("--ops", "relu", *QUICK, "--stride", "32768", "--json", str(file))
+    assert finer.returncode == 0
+    assert json.loads(file.read_text())["entries"][0]["stride"] == 32768
+
+
+def _record(entries):
+    return {"schema": 1, "kind": "test", "entries": list(entries.values())}
+
+
+def _key(entry):
+    return (entry["name"],)
+
+
+def test_two_runs_on_one_file_keep_both_results(tmp_path):
+    file = str(tmp_path / "found.json")
+    first, second = (_evidence.Growing(file, "test", _key) for _ in range(2))
+    first.add([{"name": "a", "value": 1}], _record)
+    second.add([{"name": "b", "value": 2}], _record)
+    first.add([{"name": "c", "value": 3}], _record)
+    assert set(_evidence.read(file, "test", _key)) == {("a",), ("b",), ("c",)}
+    assert set(first.entries) == {("a",), ("b",), ("c",)}
+    assert list(tmp_path.iterdir()) == [tmp_path / "found.json"]
+
+
+def test_what_cannot_be_written_is_printed_nevertheless(tmp_path, monkeypatch, capsys):
+    file = str(tmp_path / "found.json")
+    growing = _evidence.Growing(file, "test", _key)
+    growing.add([{"name": "a"}], _record)
+
+    def full(path, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    growing.add([{"name": "b"}], _record)
+    assert growing.problem == f"--json {file}: No space left on device"
+    assert "only printed" in capsys.readouterr().err
+    assert set(growing.entries) == {("a",), ("b",)}
+    assert set(_evidence.read(file, "test", _key)) == {("a",)}
+    assert list(tmp_path.iterdir()) == [tmp_path / "found.json"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+def test_only_a_regular_file_is_read(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    done = run("--ops", "relu", *QUICK, "--stride", "65536", "--json", str(pipe))
+    assert done.returncode == 2
+    assert "this is no regular file; give a file's name, or - for stdout" in done.stderr
+
+
+def test_a_damaged_file_is_kept(tmp_path):
+    file = tmp_path / "accuracy.json"
+    assert run("--ops", "relu", *QUICK, "--stride", "65536", "--json", str(file)).returncode == 0
+    record = json.loads(file.read_text())
+    del record["entries"][0]["worst"]
+    file.write_text(json.dumps(record))
+    done = run("--ops", "elu", *QUICK, "--stride", "65536", "--json", str(file))
+    assert done.returncode == 2
+    assert "it is damaged, entries lack worst" in done.stderr
+    assert json.loads(file.read_text()) == record
 
 
 def test_a_file_of_another_kind_is_kept(tmp_path):

@@ -369,10 +369,33 @@ def test_learnable_parameters_of_the_wrong_length(row, backend):
         function(x, array(backend, [1.0], "float64"))
 
 
-def test_tensors_outside_of_autograd():
+def test_tensors_within_autograd_are_refused():
+    """A graph that ends here without a word leaves the layers before it untrained."""
     torch = pytest.importorskip("torch")
-    x = torch.ones(3, requires_grad=True)
-    assert not gradmark.backend("torch").gelu(x).requires_grad
+    backend = gradmark.backend("torch")
+    x, leaf = torch.ones(3, 4), torch.ones(3, 4, requires_grad=True)
+    calls = {
+        "x": lambda: backend.gelu(leaf),
+        "grad": lambda: backend.gelu_backward(leaf, x),
+        "alpha": lambda: backend.prelu(x, torch.ones(1, requires_grad=True)),
+        "y": lambda: backend.softmax_backward(x, leaf),
+    }
+    calls |= {name: lambda name=name: getattr(backend, name)(leaf) for name in ("softmax", "swiglu", "sparsemax")}
+    calls |= {"f": lambda: backend.residual_add(x, leaf), "grads": lambda: backend.clip_grad_norm([leaf], 1.0)}
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=r"requires grad, and gradmark's functions are outside of autograd"):
+            call()
+        with torch.no_grad():
+            result = call()
+        while isinstance(result, list | tuple):
+            result = result[0]
+        assert not result.requires_grad, name
+    with pytest.raises(ValueError, match="requires grad"):
+        torch.func.grad(lambda t: backend.gelu(t).sum())(x)
+
+
+def test_sparse_tensors_are_refused():
+    torch = pytest.importorskip("torch")
     with pytest.raises(TypeError, match="layout"):
         gradmark.backend("torch").gelu(torch.eye(2).to_sparse())
 

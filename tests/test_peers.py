@@ -299,7 +299,7 @@ def test_bandwidth_numpy_and_learnable_bars():
 def test_the_output_names_losses_absences_and_what_was_not_measured(capsys):
     lost = entry(eager=1.5, jax=0.7)
     lost["absent"] = {contenders.NUMEXPR: "NumExpr has no erfc"}
-    report.show([lost], ["gelu backward, 2^16, float32"])
+    report.show([lost], ["gelu backward, 2^16, float32"], "budget")
     out = " ".join(capsys.readouterr().out.split())
     assert "gelu forward 2^16 float32: numba 1 µs; torch eager 1.5 (1.4–1.6); JAX 0.7 (0.6–0.8)" in out
     assert "numexpr: NumExpr has no erfc (gelu forward)" in out

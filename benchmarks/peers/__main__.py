@@ -11,6 +11,7 @@ Exit codes: 0 every bar that was judged is met, 1 one is not, 2 the command was 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import sys
@@ -69,36 +70,67 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         raise console.UsageError("no benchmark has the given operations, groups and passes together")
     if options.plot:
         _check_plots(Path(options.plot))
-    if options.resume and options.json is None:
+    if options.resume and options.json in (None, "-"):
         raise console.UsageError("--resume needs --json FILE, which says what is there")
-    console.check_writable("--json", options.json)
-    entries = _evidence.read(options.json, "peers", _key)
+    file = _evidence.Growing(options.json, "peers", _key, _FIELDS)
+    entries = file.entries
     head = _head(given)
     missing = contenders.missing_libraries()
     skipped = [case for case in planned if options.resume and _is_fresh(entries.get(_case_key(case)), head["code"])]
     _say_beginning(head, missing, len(planned), len(skipped))
     done = set(map(_case_key, skipped))
     interrupted = False
+    others = _others_cpu_seconds()
     try:
-        for entry in _measure([case for case in planned if case not in skipped], missing, began + options.budget):
-            entries[_key(entry)] = {**entry, "code": head["code"], "measured": _evidence.measured(head)}
-            done.add(_key(entry))
-            _evidence.write(options.json, _record(head, missing, entries))
+        with _evidence.terminated_like_interrupted():
+            for entry in _measure([case for case in planned if case not in skipped], missing, began + options.budget):
+                done.add(_key(entry))
+                found = {**entry, "code": head["code"], "measured": _evidence.measured(head)}
+                file.add([found], functools.partial(_record, head, missing))
     except KeyboardInterrupt:
         interrupted = True
+    entries = file.entries
     shown = [entries[key] for key in map(_case_key, planned) if key in done]
     if options.json == "-":
         console.write_json("-", _record(head, missing, entries))
     else:
-        report.show(shown, [str(case) for case in planned if _case_key(case) not in done])
+        why = "interrupted" if interrupted else "budget"
+        report.show(shown, [str(case) for case in planned if _case_key(case) not in done], why)
+    _say_whether_quiet(others, time.perf_counter() - began)
     if options.plot:
         _plot(list(entries.values()), Path(options.plot))
     if interrupted:
-        console.complain("interrupted: what was finished is kept")
+        console.complain("interrupted: what was finished is kept" if file.problem is None else "interrupted")
         return INTERRUPTED
     if not shown:
         raise console.UsageError("nothing was measured; give a larger --budget")
+    if file.problem is not None:
+        raise console.UsageError(file.problem)
     return FAILED if any(bars.holds(bar) is False for bar in bars.summary(shown)) else DONE
+
+
+def _others_cpu_seconds() -> float | None:
+    """CPU seconds of all but this process and the compilers that it has started; None where they are not known."""
+    from gradmark.tracking import machine
+
+    spent, times = machine.other_cpu_seconds(), os.times()
+    return None if spent is None else spent - times.children_user - times.children_system
+
+
+def _say_whether_quiet(before: float | None, seconds: float) -> None:
+    """Say so, where other processes have kept cores busy since `_others_cpu_seconds` was `before`."""
+    from gradmark import console
+    from gradmark.tracking import choice_table
+
+    after = _others_cpu_seconds()
+    if before is None or after is None:
+        return
+    cores = (after - before) / seconds
+    if cores > choice_table.BUSY_CORES:
+        console.complain(
+            f"This machine was NOT QUIET: other processes kept {cores:.1f} cores busy meanwhile. Kernels with several"
+            " threads suffer most from that: do not rely on these figures, run it again."
+        )
 
 
 def _planned(options: argparse.Namespace) -> list[Case]:
@@ -161,6 +193,11 @@ def _measure(planned: Sequence[Case], missing: Mapping[str, str], ends: float) -
 # --- results ----------------------------------------------------------------------------------------------------------
 
 Key = tuple[str, str, str, str, str]
+
+_FIELDS = (
+    *("group", "elements", "bytes_moved", "beyond_cache", "absent", "setup_seconds", "seconds", "over_numba"),
+    *("naive_over_numpy", "yardstick_over_numba", "code", "measured"),
+)
 
 
 def _key(entry: Mapping[str, Any]) -> Key:

@@ -13,8 +13,8 @@ Time of each contender over that of gradmark numba: the median over the rounds (
 """
 
 
-def show(entries: Sequence[Mapping[str, Any]], unmeasured: Sequence[str]) -> None:
-    """Print the entries, and the names of the cases that were not measured."""
+def show(entries: Sequence[Mapping[str, Any]], unmeasured: Sequence[str], why: str) -> None:
+    """Print the entries, and the names of the cases that were not measured, and why they were not."""
     from gradmark import console
 
     out = console.stdout()
@@ -22,7 +22,7 @@ def show(entries: Sequence[Mapping[str, Any]], unmeasured: Sequence[str]) -> Non
     for entry in entries:
         out.print(_line(entry), soft_wrap=True)
     if unmeasured:
-        out.print(f"\nNot measured (budget): {'; '.join(unmeasured)}.", soft_wrap=True)
+        out.print(f"\nNot measured ({why}): {'; '.join(unmeasured)}.", soft_wrap=True)
     absences: dict[str, list[str]] = {}
     for entry in entries:
         for name, reason in entry["absent"].items():

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradmark import drop_in
     from gradmark.backends import BACKENDS, Backend, backend, why_unusable
     from gradmark.errors import BackendUnavailableError, NonFiniteError
     from gradmark.initializers.public import fans
@@ -21,6 +22,7 @@ _HOME = {
     "BackendUnavailableError": "gradmark.errors",
     "NonFiniteError": "gradmark.errors",
     "backend": "gradmark.backends",
+    "drop_in": "gradmark.drop_in",
     "fans": "gradmark.initializers.public",
     "why_unusable": "gradmark.backends",
 }
@@ -32,6 +34,7 @@ __all__ = [
     "NonFiniteError",
     "__version__",
     "backend",
+    "drop_in",
     "fans",
     "why_unusable",
 ]
@@ -40,7 +43,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'gradmark' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    home = importlib.import_module(_HOME[name])
+    return home if home.__name__ == f"gradmark.{name}" else getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -66,8 +66,8 @@ class ArrayLibrary(Protocol):
     def largest(self, array: Any) -> float:
         """The largest finite number of the dtype of `array`."""
 
-    def detached(self, array: Any) -> Any:
-        """The array without autograd; the same memory."""
+    def detached(self, array: Any, role: str) -> Any:
+        """The array without autograd, the same memory; ValueError where autograd is recording, and would miss it."""
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         """A context without floating-point warnings and without autograd."""
@@ -192,7 +192,7 @@ class NumpyArrays:
     def largest(self, array: Any) -> float:
         return self.largest_of[array.dtype]
 
-    def detached(self, array: Any) -> Any:
+    def detached(self, array: Any, role: str) -> Any:
         return array
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
@@ -223,7 +223,7 @@ class TorchArrays:
     agrees = f"{alike} and {{0}}.shape == {{1}}.shape"
     writeable = "not {0}.requires_grad and {0}.is_contiguous()"
     apart = "({0} is {1} or not overlap({0}, {1}))"
-    detach = "if {0}.requires_grad: {0} = {0}.detach()"
+    detach = "if {0}.requires_grad: {0} = outside_of_autograd({0}, {0!r})"
 
     def __init__(self, backend: str, dtypes: tuple[str, ...], device: str = "cpu") -> None:
         import torch
@@ -237,6 +237,7 @@ class TorchArrays:
             "array_type": torch.Tensor,
             "empty_like": torch.empty_like,
             "largest_of": self.largest_of,
+            "outside_of_autograd": self.detached,
             "overlap": _tensors_overlap,
             "strided": torch.strided,
         }
@@ -251,6 +252,7 @@ class TorchArrays:
             raise TypeError(f"{role} has layout {array.layout}; dense (strided) tensors are accepted")
         if array.dtype not in self.largest_of:
             raise TypeError(f"{role} has dtype {_short(array.dtype)}; {self._accepts()}")
+        self.detached(array, role)
 
     def check_like(self, array: Any, role: str, like: Any, like_role: str) -> None:
         self.check(array, role)
@@ -298,8 +300,16 @@ class TorchArrays:
     def largest(self, array: Any) -> float:
         return self.largest_of[array.dtype]
 
-    def detached(self, array: Any) -> Any:
-        return array.detach() if array.requires_grad else array
+    def detached(self, array: Any, role: str) -> Any:
+        if not array.requires_grad:
+            return array
+        if self._torch.is_grad_enabled():
+            raise ValueError(
+                f"{role} requires grad, and gradmark's functions are outside of autograd: its graph would end here"
+                f" without a word. Give {role}.detach(), or call within torch.no_grad(); the gradient comes from the"
+                " *_backward function"
+            )
+        return array.detach()
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
         return self._torch.no_grad()

@@ -3,8 +3,8 @@
 What stands on the right is a function of a backend: `gradmark.backend("numba").gelu_tanh(x)`. A function with
 parameters has a line without them, for its defaults, and one with them. Where ours is `seed`ed, theirs draws from a
 generator of its own: the distribution is the same, the numbers are not. The tests compare the values of each line
-with the installed library, and fail where it has an activation function that is not here. Only the standard library
-is imported.
+with the installed library (but for `ERRING`), and fail where it has an activation function that is not here. Only the
+standard library is imported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def calls(name: str) -> dict[str, str]:
     Raises
     ------
     LookupError
-        The function is not here; the message lists those of its library, or the libraries.
+        The function is not here; the message lists those of its library, or the libraries that have one of its name.
 
     Examples
     --------
@@ -41,12 +41,18 @@ def calls(name: str) -> dict[str, str]:
     """
     library, _, function = str(name).rpartition(".")
     if library not in LIBRARIES:
-        raise LookupError(f"unknown library {library!r}; known libraries: {', '.join(LIBRARIES)}")
+        alike = [f"{known}.{of}" for known in LIBRARIES for of in _functions(known) if of == function.lower()]
+        hint = f"give one of {', '.join(alike)}" if alike else f"known libraries: {', '.join(LIBRARIES)}"
+        raise LookupError(f"{str(name)!r} is in no library that is known here; {hint}")
     found = {theirs: ours for theirs, ours in LIBRARIES[library].items() if function_of(theirs) == function}
     if not found:
-        known = ", ".join(dict.fromkeys(map(function_of, LIBRARIES[library])))
+        known = ", ".join(_functions(library))
         raise LookupError(f"no function {function!r} of {library} here; known functions: {known}")
     return found
+
+
+def _functions(library: str) -> dict[str, None]:
+    return dict.fromkeys(map(function_of, LIBRARIES[library]))
 
 
 def function_of(call: str) -> str:
@@ -236,3 +242,9 @@ LIBRARIES: Mapping[str, Calls] = MappingProxyType(
     }
 )
 """Their calls and ours, by library."""
+
+_RANKS = "Keras (3.15.1) sums the ranks of the support where the algorithm counts them: its rows do not sum to 1"
+ERRING: Mapping[tuple[str, str], str] = MappingProxyType(
+    {("keras.activations", "sparsemax(x)"): _RANKS, ("keras.activations", "sparsemax(x, axis)"): _RANKS}
+)
+"""Calls of theirs, by library, that give other values than the function of that name has; and why."""

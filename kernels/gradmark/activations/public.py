@@ -79,7 +79,10 @@ def learnable_parameter(value: Any, name: str, x: Any, arrays: ArrayLibrary) -> 
     """`value` as an array of shape (1,) or (channels,), and the shape that its gradient is to have."""
     if isinstance(value, numbers.Real):  # Scalars of NumPy too, but no array of shape ().
         return arrays.scalar(finite_number(value, name, arrays.largest(x)), x).reshape(1), ()
-    arrays.check_like(value, name, x, "x")
+    try:
+        arrays.check_like(value, name, x, "x")
+    except TypeError as error:
+        raise TypeError(f"{error}; or a real number, one for all channels") from None
     shape = tuple(value.shape)
     channels = x.shape[1] if x.ndim >= 2 else 1
     if shape not in ((), (1,), (channels,)):
@@ -87,7 +90,7 @@ def learnable_parameter(value: Any, name: str, x: Any, arrays: ArrayLibrary) -> 
             f"{name} has shape {shape}; accepted: () or (1,), one for all, or ({channels},),"
             f" one per channel (axis 1 of x, whose shape is {tuple(x.shape)})"
         )
-    return arrays.detached(value).reshape(-1), shape
+    return arrays.detached(value, name).reshape(-1), shape
 
 
 def unmet(operation: str, requirement: str, **parameters: float) -> ValueError:
@@ -199,7 +202,7 @@ def _call(arrays: ArrayLibrary, statement: str) -> list[str]:
 def _parameter_docs(row: Activation) -> str:
     entries = []
     for p in row.parameters:
-        kind = "float or array of shape (), (1,) or (channels,)" if p.learnable else "float"
+        kind = "float or array of shape (), (1,) or (channels,), axis 1 of x" if p.learnable else "float"
         default = "" if p.default is None else f" Default: {p.default!r}."
         entries.append(f"{p.name} : {kind}\n    {p.doc[0].upper()}{p.doc[1:]}.{default}\n")
     return "".join(entries)
