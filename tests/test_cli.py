@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -374,3 +375,22 @@ def test_a_result_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "verify.json").write_text('{"schema": 1, "kind": "choose"}', encoding="utf-8")
     with pytest.raises(ValueError, match="gradmark verify --json"):
         _readme_tables().tables(tmp_path)
+
+
+def test_operations_may_be_separated_by_commas(capsys):
+    code, _, errors = run(capsys, "verify", "relu,gelu2", "tanh")
+    assert code == 2
+    assert "unknown operation 'gelu2'" in errors
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="/proc is a folder that says only at the first file")
+def test_a_folder_that_takes_no_file_is_said_before_anything_is_measured(capsys, monkeypatch):
+    monkeypatch.setattr(verification, "verify", lambda *arguments: pytest.fail("it measured"))
+    code, _, errors = run(capsys, "verify", "relu", "--json", "/proc/found.json")
+    assert code == 2
+    assert "--json /proc/found.json: no file can be made there" in errors
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "gradmark", "backends"], capture_output=True, text=True, check=True)
+    assert "numpy" in done.stdout

@@ -100,7 +100,9 @@ def _add_verify(commands: Any) -> None:
         description="Compare each backend with the exact values, in ULP, and print the worst error of each operation.",
         epilog=_EXIT_CODES,
     )
-    verify.add_argument("operations", nargs="*", metavar="OPERATION", help="only these operations (default: all)")
+    verify.add_argument(
+        "operations", nargs="*", type=console.names, metavar="OPERATION", help="only these operations (default: all)"
+    )
     verify.add_argument(
         "--backend", type=console.names, metavar="B,…", help="only these backends (default: all usable ones)"
     )
@@ -198,7 +200,8 @@ class _Countdown:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    operations = console.known("operation", options.operations or None, catalog.OPERATIONS)
+    given = [name for names in options.operations for name in names]
+    operations = console.known("operation", given or None, catalog.OPERATIONS)
     console.check_writable("--json", options.json)
     with console.progress("checks") as progress:
         from gradmark import verification, workloads

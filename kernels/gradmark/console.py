@@ -64,6 +64,13 @@ def check_writable(option: str, file: str | None) -> None:
         raise UsageError(f"{option} {file}: the folder {path.absolute().parent} does not exist")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise UsageError(f"{option} {file}: no permission to write there")
+    if not path.exists():
+        # Some folders, such as /proc, only say at the first file that they take none.
+        try:
+            path.open("x").close()
+        except OSError as error:
+            raise UsageError(f"{option} {file}: no file can be made there ({error.strerror})") from error
+        path.unlink()
 
 
 def write_json(file: str | None, record: dict[str, Any]) -> None:
