@@ -253,9 +253,14 @@ def _leaky_relu(m: Wide) -> tuple[Function, Function]:
     return lambda x, p: np.where(x > 0, x, p * x), lambda x, p: _where(x > 0, 1, p, m)
 
 
+def _at_most_zero(x: Any) -> Any:
+    """min(x, 0), of -0 itself: np.minimum(-0.0, 0) may give either zero."""
+    return np.where(x > 0, 0, x)
+
+
 def _elu(m: Wide) -> tuple[Function, Function]:
     def value(x: Any, alpha: Any) -> Any:
-        return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+        return np.where(x > 0, x, alpha * np.expm1(_at_most_zero(x)))
 
     def slope(x: Any, alpha: Any) -> Any:
         return _where(x <= 0, alpha * np.exp(np.minimum(x, 0)), 1, m)
@@ -356,7 +361,7 @@ def _rrelu(m: Wide) -> tuple[Function, Function]:
 
 def _celu(m: Wide) -> tuple[Function, Function]:
     def value(x: Any, alpha: Any) -> Any:
-        return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) / alpha))
+        return np.where(x > 0, x, alpha * np.expm1(_at_most_zero(x) / alpha))
 
     def slope(x: Any, alpha: Any) -> Any:
         return _where(x <= 0, _exp(m.over(np.minimum(x, 0), alpha)), 1, m)
@@ -373,7 +378,7 @@ def _selu(m: Wide) -> tuple[Function, Function]:
     (scale, _), (scale_alpha, _) = m.constant(_SELU_SCALE), m.constant(f"{_SELU_SCALE} * {_SELU_ALPHA}")
 
     def value(x: Any) -> Any:
-        return np.where(x > 0, scale * x, scale_alpha * np.expm1(np.minimum(x, 0)))
+        return np.where(x > 0, scale * x, scale_alpha * np.expm1(_at_most_zero(x)))
 
     def slope(x: Any) -> Any:
         return np.where(x <= 0, scale_alpha * np.exp(np.minimum(x, 0)), scale)
