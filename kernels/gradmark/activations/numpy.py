@@ -377,6 +377,13 @@ def _gated_slope(grad: Any, z: Any, rest: Any, cube: Any, out: Any, work: Any) -
     np.subtract(e, square, out=t)
     np.subtract(e, t, out=lack)
     np.subtract(lack, square, out=lack)
+    # L passes on 1 - 2 t of what t lacks, and of the low part of e (1 - 2 t) (1 - t)², nearly (1 - 2 t)².
+    passed, share = slope, work.double()
+    np.multiply(t, -2.0, out=passed)
+    np.add(passed, 1.0, out=passed)
+    np.multiply(e_low, passed, out=share)
+    np.add(lack, share, out=lack)
+    np.multiply(lack, passed, out=lack)
     np.multiply(t, t, out=slope)
     np.subtract(slope, lack, out=slope)
     np.subtract(t, slope, out=slope)
@@ -385,10 +392,10 @@ def _gated_slope(grad: Any, z: Any, rest: Any, cube: Any, out: Any, work: Any) -
     np.subtract(a, q, out=lack)
     np.subtract(e, lack, out=lack)
     np.add(e_low, lack, out=e_low)
-    if cube is not None:
-        np.subtract(e_low, np.abs(cube, out=cube), out=e_low)
     if low is not None:
         np.add(e_low, low, out=e_low)
+    if cube is not None:
+        np.subtract(e_low, np.abs(cube, out=cube), out=e_low)
     np.subtract(q, e_low, out=q)
     np.multiply(slope, q, out=slope)
     _times_slope(grad, slope, z, out, work)
@@ -1291,12 +1298,21 @@ def _gelu_slope(grad: Any, x: Any, out: Any, work: Any) -> None:
     t, u, y = work.double(), work.double(), work.double()
     np.minimum(np.abs(x, out=t), work.constant(TAIL_LIMIT["float64"], t.dtype), out=t)
     p, scale = gaussian(t, *leading_bits(t, work), work)
-    tail_variable(t, u, y, work.double())
-    horner(TAIL_SLOPE["float64"], u, y)
+    low = work.double()
+    tail_variable(t, u, y, low)
+    first, *higher = TAIL_SLOPE["float64"]
+    horner(higher, u, y)
+    # R = first + y u; what the sum lacks joins the product with p = exp(-t²/2) - 1.
+    np.multiply(y, u, out=low)
+    np.add(low, first, out=y)
+    np.subtract(y, first, out=u)
+    np.subtract(low, u, out=low)
     np.subtract(t, TAIL_ZERO[0], out=t)
     np.subtract(t, TAIL_ZERO[1], out=t)
     np.multiply(y, t, out=y)
+    np.multiply(low, t, out=low)
     np.multiply(p, y, out=p)
+    np.add(p, low, out=p)
     np.add(y, p, out=y)
     scaled(y, scale)
     _times_slope(grad, y, x, out, work)
@@ -1394,9 +1410,6 @@ def _gelu_tanh_argument(x: Any, work: Any) -> tuple[Any, Any, Any]:
     np.subtract(s, exact, out=exact)
     np.subtract(s_low, exact, out=s_low)
     # term = 0.044715 √(8/π) s, total = √(8/π) + term.
-    cube = work.double()
-    np.multiply(s, t, out=cube)
-    np.multiply(cube, 2.0 * CUBIC[0], out=cube)
     s_high, rest = leading_bits(s, work)
     np.add(rest, s_low, out=rest)
     np.multiply(rest, CUBIC[0], out=rest)
@@ -1404,6 +1417,9 @@ def _gelu_tanh_argument(x: Any, work: Any) -> tuple[Any, Any, Any]:
     np.add(rest, s_low, out=rest)
     term, back = s, s_low
     np.multiply(s_high, CUBIC_PARTS[0], out=term)
+    cube = np.add(term, rest, out=work.double())
+    np.multiply(cube, t, out=cube)
+    np.add(cube, cube, out=cube)
     np.add(term, LINEAR[0], out=total)
     # As in `two_sum`.
     np.subtract(total, LINEAR[0], out=back)
