@@ -599,3 +599,17 @@ def test_derivatives_that_are_subnormal(name, dtype, low, high):
     smallest = np.finfo(dtype).smallest_subnormal
     assert np.count_nonzero(np.abs(exact) > 3 * smallest) > 1000
     assert np.all(np.abs(found - exact) <= 2 * smallest + 1e-5 * np.abs(exact))
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("name", ["elu", "celu", "selu"])
+def test_signaling_nans_are_as_other_nans(name, backend):
+    """np.fmin(x, 0) is 0 for a quiet NaN; for a signaling one it depends on the place in the vector."""
+    signaling = np.arange(0xFFAD0000, 0xFFAD0000 + 37, dtype=np.uint32).view(np.float32)
+    backward = getattr(gradmark.backend(backend), backward_of(name))
+    grad = np.full_like(signaling, -1.25)
+    parameters = [0.5] * len(catalog.operation(name).parameters)
+    quiet = backward(grad, np.full_like(signaling, np.nan), *parameters)
+    assert not np.isnan(quiet).any()
+    for size in (1, 3, 17, 37):
+        np.testing.assert_array_equal(backward(grad[:size], signaling[:size], *parameters), quiet[:size])

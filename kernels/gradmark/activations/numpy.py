@@ -808,7 +808,7 @@ def _selu(x: Any, out: Any, work: Any) -> None:
 
 def _selu_slope(grad: Any, x: Any, out: Any, work: Any) -> None:
     """λ above 0, λ α exp(x) below."""
-    slope = np.fmin(x, work.constant(0.0, x.dtype), out=work.like(x.dtype))
+    slope = _at_most_zero(x, work.like(x.dtype), work)
     np.exp(slope, out=slope, dtype=np.float64, casting="same_kind")
     np.multiply(slope, _SELU_PRODUCT, out=slope)
     selected(mask_where(np.less_equal(x, 0), x.dtype, work), slope, _SELU_SCALE, slope, work)
@@ -852,7 +852,7 @@ def _celu_single(x: Any, alpha: float, out: Any, work: Any) -> None:
 
 def _celu_slope_single(grad: Any, x: Any, alpha: float, out: Any, work: Any) -> None:
     t = work.single()
-    np.fmin(x, work.constant(0.0, x.dtype), out=t)
+    _at_most_zero(x, t, work)
     if is_power_of_two(alpha):
         np.divide(t, alpha, out=t)
         np.exp(t, out=t)
@@ -867,7 +867,7 @@ def _celu_slope_single(grad: Any, x: Any, alpha: float, out: Any, work: Any) -> 
 def _celu_slope(grad: Any, x: Any, alpha: float, out: Any, work: Any) -> None:
     """(α (exp(x / α) - 1))' = exp(x / α)."""
     t = work.double()
-    np.fmin(x, work.constant(0.0, x.dtype), out=t)
+    _at_most_zero(x, t, work)
     z, rest = quotient_and_rest(t, alpha, work)
     y = work.double()
     np.exp(z, out=y)
@@ -882,10 +882,16 @@ def _expm1(x: Any) -> None:
     np.expm1(x, out=x, dtype=np.float64, casting="same_kind")
 
 
+def _at_most_zero(x: Any, out: Any, work: Any) -> Any:
+    """min(x, 0), and 0 for NaN; a signaling one is made quiet first, as np.fmin gives NaN for some of them."""
+    np.add(x, 0.0, out=out)
+    return np.fmin(out, work.constant(0.0, out.dtype), out=out)
+
+
 def _exp_below(x: Any, work: Any) -> Any:
     """exp(x) below 0; 1 above 0 and for NaN. To 2.6 ULP in float32, which leaves a slope within its bound."""
     e = work.like(x.dtype)
-    np.fmin(x, work.constant(0.0, x.dtype), out=e)
+    _at_most_zero(x, e, work)
     return np.exp(e, out=e)
 
 
