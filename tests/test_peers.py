@@ -263,6 +263,15 @@ def test_the_table_says_where_torch_starts_from_its_result():
     assert readme_tables._fastest({**entry(eager=2.0, jax=0.7), "eager_from_result": True}) == "**0.70 JAX**"
 
 
+def test_who_gives_the_input_back_has_not_done_the_work(monkeypatch):
+    (case,) = [c for c in SMALL if str(c).startswith("identity backward")]
+    lazy = {contenders.EAGER: lambda data: lambda: torch_peers._tensor(data.grad)}
+    monkeypatch.setattr(timing, "makers", lambda data: {contenders.NUMPY: lambda data: data.grad.copy, **lazy})
+    calls, absent = timing._made(cases.Data(case), {})
+    assert list(calls) == [contenders.NUMPY]
+    assert absent == {contenders.EAGER: "gives its input back, and makes no array"}
+
+
 def test_ours_are_no_peers():
     fastest = by_name(bars.summary([entry(eager=1.5, numpy=0.5)]), "numba, from 2^12 elements: as fast")
     assert fastest["worst"] == 1.5
