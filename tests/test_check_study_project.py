@@ -262,7 +262,7 @@ def sdist(tmp_path, monkeypatch):
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(source, "tiny-1.0")
     suite = study_foreign.Suite(
-        "1.0", "benchmarks", "tiny.py", "work", ".", ".", {"six": "1.17.0"}, ("benchmarks/wants_more.py",)
+        "1.0", "benchmarks", "tiny.py", "work", ".", {"six": "1.17.0"}, ("benchmarks/wants_more.py",)
     )
     monkeypatch.setitem(study_foreign.SUITES, "tiny", suite)
     (tmp_path / "additions").mkdir()
@@ -290,7 +290,7 @@ def test_a_source_distribution_of_another_version_is_refused(sdist, tmp_path):
 
 
 def test_a_source_distribution_without_the_function_is_refused(sdist, tmp_path, monkeypatch):
-    monkeypatch.setitem(study_foreign.SUITES, "tiny", study_foreign.Suite("1.0", ".", "tiny.py", "play", ".", "."))
+    monkeypatch.setitem(study_foreign.SUITES, "tiny", study_foreign.Suite("1.0", ".", "tiny.py", "play", "."))
     with pytest.raises(ValueError, match=r"tiny\.py has no play"):
         study_foreign.create("tiny", sdist, tmp_path / "scratch")
 

@@ -408,11 +408,14 @@ def test_read_only_out():
         gradmark.backend("numba").swiglu(array("numba", X), out=fixed)
 
 
-def test_tensors_outside_of_autograd():
+def test_tensors_within_autograd_are_refused():
     namespace = gradmark.backend("torch")
-    x = torch.ones(2, 4, requires_grad=True)
-    assert not namespace.swiglu(x).requires_grad
-    assert not namespace.swiglu_backward(torch.ones(2, 2, requires_grad=True), x).requires_grad
+    x, grad = torch.ones(2, 4, requires_grad=True), torch.ones(2, 2, requires_grad=True)
+    for call in (lambda: namespace.swiglu(x), lambda: namespace.swiglu_backward(grad, x.detach())):
+        with pytest.raises(ValueError, match="requires grad"):
+            call()
+        with torch.no_grad():
+            assert not call().requires_grad
 
 
 @pytest.mark.parametrize("operation_pass", [FORWARD, BACKWARD])

@@ -84,7 +84,7 @@ def _add_choose(commands: Any) -> None:
         type=console.names,
         default=["cache"],
         metavar="S,…",
-        help="cache (default; once the kernels are compiled, --budget 4m reaches all), memory (--budget 10m), or both",
+        help="cache (default; --budget 4m goes further), memory (give it --budget 10m), or both",
     )
     choose.add_argument(
         "--budget", type=console.duration, default=120.0, metavar="TIME", help="all included: 90s, 2m (default), 1m30s"
