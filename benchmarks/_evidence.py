@@ -14,7 +14,6 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,8 +120,8 @@ class Growing:
         self.entries = self._read()
         self.problem: str | None = None
         if file not in (None, "-"):
-            # Some folders only say at the first file that they take none.
-            self._replace(None)
+            # It is replaced by a new file each time: a folder may refuse that where the old one can be written.
+            self._replace("")
 
     def add(self, entries: Iterable[Entry], record: Callable[[dict[Key, Entry]], dict[str, Any]]) -> None:
         """Add entries and write the file: what it has by now, and all that was added; `problem` says why not."""
@@ -134,38 +133,26 @@ class Growing:
             return
         try:
             self.entries = self._read() | self._added
-            self._replace(record(self.entries))
+            self._replace(json.dumps(record(self.entries), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         except console.UsageError as error:
             if self.problem is None:
                 console.complain(f"{error}; what is measured from here on is only printed")
             self.problem = str(error)
 
-    def _replace(self, record: dict[str, Any] | None) -> None:
-        """Write the whole file, or nothing of it; without a record, only try whether that would work."""
+    def _replace(self, text: str) -> None:
+        """Write the whole file, or nothing of it; without a text, only try whether that would work."""
         from gradmark import console
 
+        beside = Path(f"{self._file}.part-{os.getpid()}")
         try:
-            handle, name = tempfile.mkstemp(dir=Path(str(self._file)).absolute().parent, prefix=".part-")
-        except OSError as error:
-            raise console.UsageError(f"--json {self._file}: {error.strerror}; give another file") from error
-        beside = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                if record is not None:
-                    stream.write(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-            if record is not None:
-                beside.chmod(0o666 & ~_umask())
+            beside.write_text(text, encoding="utf-8")
+            if text:
                 beside.replace(str(self._file))
         except OSError as error:
             raise console.UsageError(f"--json {self._file}: {error.strerror}") from error
         finally:
-            beside.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
