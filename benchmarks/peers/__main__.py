@@ -125,12 +125,8 @@ def _say_whether_quiet(before: float | None, seconds: float) -> None:
     after = _others_cpu_seconds()
     if before is None or after is None:
         return
-    cores = (after - before) / seconds
-    if cores > choice_table.BUSY_CORES:
-        console.complain(
-            f"This machine was NOT QUIET: other processes kept {cores:.1f} cores busy meanwhile. Kernels with several"
-            " threads suffer most from that: do not rely on these figures, run it again."
-        )
+    for warning in choice_table.not_quiet((after - before) / seconds):
+        console.complain(warning)
 
 
 def _planned(options: argparse.Namespace) -> list[Case]:

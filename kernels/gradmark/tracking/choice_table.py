@@ -56,12 +56,17 @@ def footnotes(choice: Choice, *, budget: float) -> Iterator[str]:
         if reason is not None:
             yield f"{name} is not usable here: {reason}."
     yield from _absent(choice)
-    if choice.others_cores is not None and choice.others_cores > BUSY_CORES:
+    yield from not_quiet(choice.others_cores)
+    yield f"{choice.seconds:.0f} s in all, of a budget of {budget:.0f} s."
+
+
+def not_quiet(others_cores: float | None) -> Iterator[str]:
+    """A warning, where others kept so many cores busy during a measurement; None where that is not known."""
+    if others_cores is not None and others_cores > BUSY_CORES:
         yield (
-            f"This machine was NOT QUIET: other processes kept {choice.others_cores:.1f} cores busy meanwhile. Kernels"
+            f"This machine was NOT QUIET: other processes kept {others_cores:.1f} cores busy meanwhile. Kernels"
             " with several threads suffer most from that, some a hundredfold: do not rely on this table, run it again."
         )
-    yield f"{choice.seconds:.0f} s in all, of a budget of {budget:.0f} s."
 
 
 def _answer(finding: Finding) -> tuple[str, str, str]:
