@@ -37,6 +37,15 @@ def work(clock, seconds, log=None, name=""):
     return call
 
 
+def stalling(clock, seconds, stalled, during):
+    """Work that takes longer as long as `during()`."""
+
+    def call():
+        clock.now += stalled if during() else seconds
+
+    return call
+
+
 def measured(**seconds):
     return Measurement({name: tuple(values) for name, values in seconds.items()}, dict.fromkeys(seconds, 1), False)
 
@@ -140,11 +149,132 @@ def test_the_limit_allows_the_fewest_rounds_beyond_the_budget(clock):
 def test_a_hopeless_candidate_is_given_up_and_counted_as_slower(clock):
     found = measure({"a": work(clock, 0.01), "b": work(clock, 0.011), "c": work(clock, 1.0)}, budget=60.0)
     assert found.hopeless == ("c",)
-    assert len(found.seconds["c"]) == ruler.TRIAL_ROUNDS
+    assert found.timed_in["c"][: ruler.TRIAL_ROUNDS] == tuple(range(ruler.TRIAL_ROUNDS))
+    assert len(found.seconds["c"]) < min_rounds()
     verdict = judge(found)
     assert (verdict.fastest, verdict.leaders, verdict.runner_up) == ("a", ("a",), "b")
     assert compare(found, "c", "a").median == pytest.approx(100.0)
     assert compare(found, "c", "a").high == math.inf
+
+
+@pytest.mark.parametrize("calibration", [False, True])
+def test_a_candidate_that_stalls_for_the_trial_rounds_comes_back(clock, calibration):
+    others, rounds = [], []
+
+    def during():
+        return len(rounds) < ruler.TRIAL_ROUNDS and bool(calibration or others)
+
+    calls = {"a": stalling(clock, 1.6e-5, 6.9e-3, during), "b": work(clock, 2e-5, others)}
+    found = measure(calls, budget=60.0, after_round=lambda: rounds.append(1))
+    assert found.hopeless == ()
+    assert found.rounds == ruler.MAX_ROUNDS
+    assert found.timed_in["a"] == tuple(range(ruler.RETRY_ROUNDS[0] - 1, found.rounds))
+    assert found.seconds["a"] == pytest.approx([1.6e-5] * len(found.timed_in["a"]))
+    assert found.number["a"] * 1.6e-5 >= ruler.BURST_SECONDS
+    assert judge(found).fastest == "a"
+    assert judge(found).ratio.low == pytest.approx(1.25)
+
+
+def test_a_candidate_that_is_waited_for_comes_back_too(clock):
+    rounds = []
+    launched = 0
+
+    def launch():
+        nonlocal launched
+        launched += 1
+        clock.now += 1e-6
+
+    def wait():
+        nonlocal launched
+        clock.now += 1e-4 * launched + (0.02 if len(rounds) < ruler.TRIAL_ROUNDS else 0.0)
+        launched = 0
+
+    calls = {"gpu": launch, "b": work(clock, 1e-4)}
+    found = measure(calls, budget=60.0, synchronize={"gpu": wait}, after_round=lambda: rounds.append(1))
+    assert found.hopeless == ()
+    assert found.seconds["gpu"] == pytest.approx([1.01e-4] * (found.rounds - ruler.RETRY_ROUNDS[0] + 1))
+    assert found.number["gpu"] >= 50
+
+
+def test_retries_of_slow_candidates_take_no_more_than_their_share(clock):
+    for budget, tried_again in ((60.0, True), (8.0, False)):
+        log = []
+        found = measure({"a": work(clock, 0.01), "c": work(clock, 1.0, log)}, budget=budget)
+        retries = len(log) - 1 - ruler.TRIAL_ROUNDS  # one call calibrates
+        assert found.hopeless == ("c",)
+        assert bool(retries) is tried_again
+        assert retries * 1.0 <= ruler.RETRY_SHARE * budget
+        assert found.seconds["c"] == pytest.approx([1.0] * (ruler.TRIAL_ROUNDS + retries))
+
+
+def test_many_slow_candidates_share_what_retries_may_take_in_turn(clock):
+    rounds, log = [], []
+
+    def slow(seconds):
+        def call():
+            clock.now += seconds
+            if len(rounds) >= ruler.TRIAL_ROUNDS:
+                log.append(seconds)
+
+        return call
+
+    calls = {"a": work(clock, 0.005), "very": slow(0.3), **{f"c{i}": slow(0.03) for i in range(6)}}
+    found = measure(calls, budget=3.0, limit=10.0, after_round=lambda: rounds.append(1))
+    assert len(found.hopeless) == 7
+    assert 0 < sum(log) <= ruler.RETRY_SHARE * 3.0
+    assert all(len(found.seconds[f"c{i}"]) > ruler.TRIAL_ROUNDS for i in range(6))
+    assert len(found.seconds["very"]) == ruler.TRIAL_ROUNDS
+
+
+@pytest.mark.parametrize("slow_round", [False, True])
+def test_whoever_comes_back_in_the_last_round_gets_the_fewest_rounds_within_the_limit(clock, slow_round):
+    slow = iter([1.0] if slow_round else [])
+    calls = {
+        "a": stalling(clock, 0.03, 0.18, lambda: clock.now < 1.6),
+        "b": lambda: setattr(clock, "now", clock.now + (next(slow, 0.05) if clock.now > 1.5 else 0.05)),
+    }
+    found = measure(calls, budget=2.0, limit=10.0)
+    assert found.hopeless == ()
+    assert found.seconds["a"] == pytest.approx([0.03] * min_rounds())
+    assert found.timed_in["a"][-1] == found.rounds - 1
+    assert judge(found).fastest == "a"
+
+
+def test_whoever_comes_back_when_the_budget_is_used_up_leaves_the_answer_open(clock):
+    calls = {"a": stalling(clock, 0.03, 0.18, lambda: clock.now < 1.6), "b": work(clock, 0.05)}
+    found = measure(calls, budget=2.0)
+    assert clock.now < 2.0 + 0.1
+    assert found.hopeless == ()
+    assert found.seconds["a"] == pytest.approx([0.03] * len(found.seconds["a"]))
+    assert 0 < len(found.seconds["a"]) < min_rounds()
+    assert len(found.seconds["b"]) == found.rounds >= min_rounds()
+    assert judge(found).leaders == ("a", "b")
+    assert judge(found).fastest is None
+
+
+def test_a_stall_does_not_count_in_the_time_of_whoever_stays_given_up(clock):
+    rounds = []
+    # Of the retries, only the second is free of stalls.
+    calls = {
+        "a": work(clock, 0.01),
+        "c": stalling(clock, 0.1, 1.5, lambda: len(rounds) + 1 != ruler.RETRY_ROUNDS[1]),
+    }
+    found = measure(calls, budget=60.0, after_round=lambda: rounds.append(1))
+    assert found.hopeless == ("c",)
+    assert found.seconds["c"] == pytest.approx([0.1])
+    assert compare(found, "c", "a").median == pytest.approx(10.0)
+    assert compare(found, "c", "a").high == math.inf
+
+
+def test_a_stall_of_the_fastest_does_not_bring_the_others_back(clock):
+    rounds = []
+    calls = {
+        "a": stalling(clock, 0.01, 0.2, lambda: len(rounds) + 1 == ruler.RETRY_ROUNDS[0]),
+        "c": work(clock, 0.1),
+    }
+    found = measure(calls, budget=60.0, after_round=lambda: rounds.append(1))
+    assert found.hopeless == ("c",)
+    assert ruler.RETRY_ROUNDS[0] - 1 in found.timed_in["c"]
 
 
 def test_ctrl_c_keeps_the_completed_rounds(clock):
@@ -262,6 +392,21 @@ def test_a_third_that_cannot_be_told_from_the_first_ties_although_the_second_can
 def test_too_few_rounds_decide_nothing():
     assert judge(measured(a=[1.0] * 7, b=[2.0] * 7)).fastest is None
     assert judge(measured(a=[1.0] * 8, b=[2.0] * 8)).fastest == "a"
+
+
+def test_a_ratio_is_that_of_the_rounds_which_both_have():
+    seconds = {"a": (1.0, 2.0, 3.0, 4.0), "b": (8.0, 9.0), "c": (10.0,)}
+    found = Measurement(seconds, dict.fromkeys(seconds, 1), False, ("c",), {"b": (1, 3), "c": (2,)})
+    assert compare(found, "b", "a").median == pytest.approx((8 / 2 + 9 / 4) / 2)
+    assert compare(found, "c", "b").median == pytest.approx(10 / 8.5)
+    assert compare(found, "c", "b").high == math.inf
+
+
+def test_whoever_was_given_up_is_not_the_fastest_of_a_machine_that_slowed_down():
+    seconds = {"a": (1.0,) * 3 + (9.0,) * 20, "c": (4.0,) * 3}
+    verdict = judge(Measurement(seconds, dict.fromkeys(seconds, 1), False, hopeless=("c",)))
+    assert (verdict.fastest, verdict.runner_up) == ("a", "c")
+    assert verdict.ratio.median == pytest.approx(4.0)
 
 
 def test_one_candidate_is_the_fastest():

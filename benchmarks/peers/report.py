@@ -9,7 +9,8 @@ from . import bars, contenders
 
 _HEADING = """\
 Time of each contender over that of gradmark numba: the median over the rounds (99 % interval);
-~ where one was given up after the trial rounds as more than three times slower than the fastest.
+~ where one was given up after the trial rounds as more than three times slower than the fastest, and did not come back
+in time when it was tried again.
 """
 
 

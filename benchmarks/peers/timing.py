@@ -35,7 +35,8 @@ def timed_case(
     -------
     dict or None
         None where the fewest rounds did not fit. `over_numba` holds how many times the time of `gradmark numba` each
-        contender takes: the median over the rounds, and its interval (null where a contender was given up as hopeless).
+        contender takes: the median over the rounds, and its interval (null where one was given up, or has too few
+        rounds since it came back).
         `eager_from_result`: torch's backward kernel was given what its forward pass has saved of the result.
     """
     from gradmark.tracking import measure as ruler

@@ -43,8 +43,9 @@ def footnotes(choice: Choice, *, budget: float) -> Iterator[str]:
     """What a reader of the table needs to know, one paragraph each."""
     yield (
         f"Times faster: median of the ratios within each round, with its {ruler.CONFIDENCE:.0%} interval. A tie: the"
-        f" interval does not exclude a difference below {ruler.EFFECT:.0%}. “~”: slower in each of the first"
-        f" {ruler.TRIAL_ROUNDS} rounds by more than {ruler.HOPELESS:g} times, so timed no longer; no interval."
+        f" interval does not exclude a difference below {ruler.EFFECT:.0%}. “~”: more than"
+        f" {ruler.HOPELESS:g} times slower than the fastest in the first {ruler.TRIAL_ROUNDS} rounds, so timed in few"
+        " others; no interval."
     )
     yield from _sizes(choice)
     yield from _missing(choice, budget)

@@ -11,9 +11,10 @@ import functools
 import gc
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
@@ -31,10 +32,22 @@ the layout of memory alone moves a kernel by as much (Mytkowicz, Diwan, Hauswirt
 MAX_ROUNDS = 40
 
 HOPELESS = 3.0
-"""A callable that takes this many times the fastest one's time in every trial round is not timed any longer: that it
-is slower is plain, and its time is better spent on those that are close."""
+"""A callable that takes more than this many times the fastest one's time in every trial round is given up: that it is
+slower is plain, and its time is better spent on those that are close. It is tried again, as a stall of the machine
+(a core taken away, page faults) can last as long as the trial: one of 16 µs was seen at 6.9 ms in all of it."""
 
 TRIAL_ROUNDS = 3
+
+RETRY_ROUNDS = (6, 12, 24)
+"""The rounds, from 1, that try again whoever was given up: the number of rounds has doubled. The last round does too.
+With the trial that makes seven values at most, fewer than `min_rounds()`: no interval for who stays given up."""
+
+RETRY_SHARE = 0.1
+"""Of the budget: what all these retries may take together, half of it kept for the last round. Those that would not
+fit in by the shortest burst of each are left out; beyond it goes no more than one round errs in that estimate."""
+
+RETRY_CALLS = 10
+"""Calls timed one by one before a retry's burst. Threads that wake on one core were seen to stall the first seven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +75,33 @@ class Measurement:
     Attributes
     ----------
     seconds : mapping of str to tuple of float
-        Seconds per call in each completed round; the i-th values of all callables belong to the same round. Those
-        that were given up after the trial rounds (`HOPELESS`) have `TRIAL_ROUNDS` values.
+        Seconds per call in the completed rounds, in their order. Callables that were given up, for good or until they
+        came back, have fewer values than there are rounds; see `measure` for which.
     number : mapping of str to int
         Calls per burst.
     interrupted : bool
         Whether Ctrl-C ended it; the completed rounds are kept.
+    hopeless : tuple of str
+        The callables that were given up and did not come back.
+    timed_in : mapping of str to tuple of int
+        The rounds, from 0, to which the values of a callable belong; where it is missing, the first ones.
     """
 
     seconds: Mapping[str, tuple[float, ...]]
     number: Mapping[str, int]
     interrupted: bool
+    hopeless: tuple[str, ...] = ()
+    timed_in: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
         """How many rounds were completed."""
         return max((len(values) for values in self.seconds.values()), default=0)
 
-    @property
-    def hopeless(self) -> tuple[str, ...]:
-        """The callables that were given up."""
-        return tuple(name for name, values in self.seconds.items() if len(values) < self.rounds)
+    def by_round(self, name: str) -> dict[int, float]:
+        """The values of a callable by the rounds to which they belong."""
+        values = self.seconds[name]
+        return dict(zip(self.timed_in.get(name, range(len(values))), values, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +140,12 @@ def measure(
     The number of rounds follows from the budget, by a calibration before the first round and by the clock, never from
     how close the candidates are: an interval is not looked at until it pleases.
 
+    A candidate that is given up (`HOPELESS`) is tried again in `RETRY_ROUNDS` and in the last round, for no more than
+    `RETRY_SHARE` of the budget. If it then takes at most `HOPELESS` times the fastest one's time, in that round and in
+    the median one, it has come back: it takes part in all further rounds, and its values from before do not count.
+    The most recent value decides because a stall can only add time: one burst without it proves that it was one.
+    Of a candidate that stays given up, values above `HOPELESS` times its smallest do not count, for the same reason.
+
     Parameters
     ----------
     candidates : mapping of str to callable
@@ -128,8 +153,8 @@ def measure(
     budget : float
         Seconds, the calibration included.
     limit : float, optional
-        Seconds up to which `min_rounds()` rounds are run even beyond the budget; the budget where it is not given.
-        Where not even these fit, no round is run.
+        Seconds up to which `min_rounds()` rounds are run even beyond the budget, also of a candidate that came back
+        late; the budget where it is not given. Where not even the first of these fit, no round is run.
     synchronize : mapping of str to callable, optional
         Of candidates that return before their work is done (a CUDA launch): waits for it, once per burst, timed.
     seed : int
@@ -151,17 +176,19 @@ def measure(
     if not budget > 0:
         raise ValueError(f"budget is {budget!r}; give a positive number of seconds")
     began = _clock()
-    session = _Session({name: _Runner(call, (synchronize or {}).get(name)) for name, call in candidates.items()})
+    session = _Session(
+        {name: _Runner(call, (synchronize or {}).get(name)) for name, call in candidates.items()},
+        deadline=began + budget,
+        limit=began + (limit or budget),
+        retry_seconds=RETRY_SHARE * budget,
+    )
     interrupted = False
     collecting = gc.isenabled()
     gc.disable()
     try:
-        session.calibrate(until=began + (limit or budget))
-        rounds = session.affordable_rounds(began + budget, began + (limit or budget))
+        session.calibrate()
         shuffle = random.Random(seed).shuffle
-        for completed in range(rounds):
-            if completed >= min_rounds() and _clock() >= began + budget:
-                break
+        while session.goes_on():
             session.run_round(shuffle)
             if after_round is not None:
                 after_round()
@@ -170,18 +197,29 @@ def measure(
     finally:
         if collecting:
             gc.enable()
-    seconds = {name: tuple(values) for name, values in session.seconds.items()}
-    return Measurement(seconds, {name: runner.number for name, runner in session.runners.items()}, interrupted)
+    counted = session.counted()
+    return Measurement(
+        seconds={name: tuple(values.values()) for name, values in counted.items()},
+        number={name: runner.number for name, runner in session.runners.items()},
+        interrupted=interrupted,
+        hopeless=tuple(name for name in counted if name in session.given_up),
+        timed_in={name: tuple(values) for name, values in counted.items()},
+    )
 
 
 def compare(measurement: Measurement, slower: str, faster: str, *, confidence: float = CONFIDENCE) -> Interval:
     """How many times the time of `faster` `slower` takes: the median of the per-round ratios, with its interval.
 
+    Only rounds with values of both count. Two candidates that were given up may share none: then it is the ratio of
+    their medians, without an interval.
+
     Raises ValueError where no round was completed.
     """
-    # A candidate that was given up has fewer rounds: the ratio is that of the rounds which both have.
-    pairs = zip(measurement.seconds[slower], measurement.seconds[faster], strict=False)
-    return median_interval([a / b for a, b in pairs], confidence=confidence)
+    a, b = measurement.by_round(slower), measurement.by_round(faster)
+    ratios = [a[one] / b[one] for one in a if one in b]
+    if not ratios and a and b:
+        return median_interval([statistics.median(a.values()) / statistics.median(b.values())], confidence=confidence)
+    return median_interval(ratios, confidence=confidence)
 
 
 def judge(measurement: Measurement, *, confidence: float = CONFIDENCE, effect: float = EFFECT) -> Verdict:
@@ -193,9 +231,10 @@ def judge(measurement: Measurement, *, confidence: float = CONFIDENCE, effect: f
     Raises ValueError where no round was completed.
     """
     medians = {name: median_interval(values).median for name, values in measurement.seconds.items()}
-    first, *others = sorted(medians, key=medians.__getitem__)
-    ratios = {other: compare(measurement, other, first, confidence=confidence) for other in others}
     hopeless = measurement.hopeless
+    # On a machine that slows down, the few values of who was given up early can be the smaller ones.
+    first, *others = sorted(medians, key=lambda name: (name in hopeless, medians[name]))
+    ratios = {other: compare(measurement, other, first, confidence=confidence) for other in others}
     tied = tuple(other for other, ratio in ratios.items() if other not in hopeless and not ratio.low > 1.0 + effect)
     runner_up = others[0] if others else None
     return Verdict(
@@ -255,7 +294,7 @@ class _Runner:
         self.number = 1
         self.per_call = 0.0
         self.cost = 0.0
-        """Seconds that a burst takes with everything around it."""
+        """Seconds that a burst takes with everything around it, at the least."""
 
     def calibrate(self) -> None:
         """Find how many calls last for BURST_SECONDS.
@@ -282,18 +321,31 @@ class _Runner:
             self.number = max(self.number + 1, min(10 * self.number, wanted))
 
     def _count_by_the_fastest_call(self) -> None:
-        """Take more calls per burst where one of them took less than half of what they take on average.
-
-        Where that makes a burst of them last as long as it should, the others were stalls.
-        """
+        """Take more calls per burst where the fastest of them asks for it."""
         if self.synchronize is not None or self.number == 1:
             # Calls that return before their work is done say nothing by themselves, and one has no other beside it.
             return
-        fastest, before = math.inf, _clock()
-        for _ in range(self.number):
+        self._grow(self._fastest_call(self.number))
+
+    def _fastest_call(self, calls: int, lasting: float = math.inf) -> float:
+        """Seconds of the fastest of so many calls, or of the first few of them that last for so many seconds."""
+        fastest = math.inf
+        began = before = _clock()
+        for _ in range(calls):
             self.call()
+            if self.synchronize is not None:
+                self.synchronize()
             now = _clock()
             fastest, before = min(fastest, now - before), now
+            if now - began >= lasting:
+                break
+        return fastest
+
+    def _grow(self, fastest: float) -> None:
+        """Take more calls per burst where one of them took less than half of what they took on average.
+
+        Where that makes a burst of them last as long as it should, the others were stalls.
+        """
         if 2.0 * fastest >= self.per_call:
             return
         wanted = math.ceil(1.1 * BURST_SECONDS / max(fastest, 1e-9))
@@ -307,62 +359,152 @@ class _Runner:
                 return
             self.per_call, self.cost = per_call, _clock() - began
 
+    def retry(self) -> float:
+        """Seconds per call of a candidate that was given up, in a burst that is short even if it is still stalled.
+
+        The calibration may have been stalled too: the fastest of a few calls says how many make a burst.
+        """
+        _settle()
+        fastest = self._fastest_call(RETRY_CALLS, lasting=4.0 * BURST_SECONDS)
+        if fastest >= 4.0 * BURST_SECONDS:
+            # There was one call, and it is a burst.
+            return fastest
+        self._grow(fastest)
+        return self._timed(min(self.number, math.ceil(1.1 * BURST_SECONDS / max(fastest, 1e-9))))
+
     def burst(self) -> float:
         """Seconds per call."""
         _settle()
-        if self.number > 1:
+        return self._timed(self.number)
+
+    def _timed(self, number: int) -> float:
+        if number > 1:
             # Bring the inputs back into the cache and wake the threads, which the candidate before has displaced.
             self.call()
             if self.synchronize is not None:
                 self.synchronize()
-        call, calls = self.call, range(self.number)
+        call, calls = self.call, range(number)
         began = _clock()
         for _ in calls:
             call()
         if self.synchronize is not None:
             self.synchronize()
-        return (_clock() - began) / self.number
+        return (_clock() - began) / number
 
 
 class _Session:
     """The candidates, what each round costs, and what was measured so far."""
 
-    def __init__(self, runners: dict[str, _Runner]) -> None:
+    def __init__(self, runners: dict[str, _Runner], *, deadline: float, limit: float, retry_seconds: float) -> None:
         self.runners = runners
-        self.seconds: dict[str, list[float]] = {name: [] for name in runners}
+        self.given_up: list[str] = []
+        self._seconds: dict[str, dict[int, float]] = {name: {} for name in runners}
         self._racing = list(runners)
-        self._calibrated = False
+        self._fastest: list[float] = []
+        """Seconds per call of the fastest candidate of each round."""
+        self._planned = 0
+        self._deadline, self._limit = deadline, limit
+        self._retry_seconds = self._retry_left = retry_seconds
+        self._round_seconds = 0.0
+        """How long the last round took, without the retries."""
+        self._tried_last = False
 
-    def calibrate(self, until: float) -> None:
+    def calibrate(self) -> None:
+        """Calibrate every candidate and plan the rounds; none where the time does not suffice."""
         for runner in self.runners.values():
-            if _clock() >= until:
+            if _clock() >= self._limit:
                 return
             runner.calibrate()
-        self._calibrated = True
+        self._planned = self._affordable_rounds()
 
-    def affordable_rounds(self, deadline: float, limit: float) -> int:
-        if not self._calibrated:
-            return 0
+    def _affordable_rounds(self) -> int:
         best = min(runner.per_call for runner in self.runners.values())
         racing = sum(r.cost for r in self.runners.values() if r.per_call <= HOPELESS * best)
         trial = TRIAL_ROUNDS * sum(r.cost for r in self.runners.values() if r.per_call > HOPELESS * best)
         now = _clock()
-        if min_rounds() * racing + trial > limit - now:
+        if min_rounds() * racing + trial > self._limit - now:
             return 0
-        return max(min_rounds(), min(MAX_ROUNDS, int((deadline - now - trial) / racing)))
+        return max(min_rounds(), min(MAX_ROUNDS, int((self._deadline - now - trial) / racing)))
+
+    def goes_on(self) -> bool:
+        """Whether another round is run."""
+        rounds, now = len(self._fastest), _clock()
+        if rounds < self._planned and (rounds < min_rounds() or now < self._deadline):
+            return True
+        if not self._planned or now + self._round_seconds > self._limit:
+            return False
+        # Who came back late has too few rounds for an interval; and a slow round may have hidden that it was the last.
+        late = any(len(self._seconds[name]) < min_rounds() for name in self._racing)
+        return late or (not self._tried_last and bool(self._affordable_retries(last=True)))
 
     def run_round(self, shuffle: Callable[[list[str]], None]) -> None:
-        order = list(self._racing)
+        this, last = len(self._fastest), self._is_last()
+        retried = self._affordable_retries(last) if last or this + 1 in RETRY_ROUNDS else []
+        order = [*self._racing, *retried]
         shuffle(order)
-        one = {name: self.runners[name].burst() for name in order}
+        one, lasted = {}, {}
+        for name in order:
+            began = _clock()
+            one[name] = self.runners[name].retry() if name in retried else self.runners[name].burst()
+            lasted[name] = _clock() - began
         for name, value in one.items():
-            self.seconds[name].append(value)
-        if len(self.seconds[order[0]]) == TRIAL_ROUNDS:
-            self._racing = [name for name in self._racing if not self._is_hopeless(name)]
+            self._seconds[name][this] = value
+            self.runners[name].cost = min(self.runners[name].cost, lasted[name])
+        self._fastest.append(min(one.values()))
+        self._round_seconds = sum(lasted[name] for name in self._racing)
+        self._retry_left -= sum(lasted[name] for name in retried)
+        self._tried_last = self._tried_last or last
+        self._readmit(retried)
+        if this + 1 == TRIAL_ROUNDS:
+            self.given_up = [name for name in self._racing if self._is_hopeless(name)]
+            self._racing = [name for name in self._racing if name not in self.given_up]
+
+    def counted(self) -> dict[str, dict[int, float]]:
+        """What was measured of each candidate, by the round, without what was stalled."""
+        found = dict(self._seconds)
+        for name in self.given_up:
+            most = HOPELESS * min(found[name].values())
+            found[name] = {one: value for one, value in found[name].items() if value <= most}
+        return found
+
+    def _is_last(self) -> bool:
+        """Whether the next round is the last, by plan and clock, in which to try again whoever was given up.
+
+        Once only, as others follow if somebody comes back. By the clock it is the last that the retries leave whole.
+        """
+        following = len(self._fastest) + 1
+        if self._tried_last or following < min_rounds():
+            return False
+        retries = sum(self.runners[name].cost for name in self._affordable_retries(last=True))
+        late = _clock() + 2 * self._round_seconds + retries >= self._deadline
+        return late or following >= self._planned
+
+    def _affordable_retries(self, last: bool) -> list[str]:
+        """Whoever was given up, as far as the share of the retries goes and the fewest rounds still fit."""
+        room = self._retry_left if last else self._retry_left - self._retry_seconds / 2
+        needed = max(1, min_rounds() - len(self._fastest)) * self._round_seconds
+        room = min(room, self._limit - _clock() - needed)
+        # Who has cost the least comes first: a slow one shall not stand in the way of the others, nor always the same.
+        cost = {name: self.runners[name].cost for name in self.given_up}
+        found = []
+        for name in sorted(cost, key=lambda name: cost[name] * len(self._seconds[name])):
+            if cost[name] <= room:
+                found.append(name)
+                room -= cost[name]
+        return found
+
+    def _readmit(self, retried: Sequence[str]) -> None:
+        this = len(self._fastest) - 1
+        # The median as well: a stall of the fastest one in this round must not bring all the others back.
+        most = HOPELESS * min(self._fastest[this], statistics.median(self._fastest))
+        for name in retried:
+            if self._seconds[name][this] <= most:
+                self._seconds[name] = {this: self._seconds[name][this]}
+                self.given_up.remove(name)
+                self._racing.append(name)
 
     def _is_hopeless(self, name: str) -> bool:
-        best = [min(values) for values in zip(*self.seconds.values(), strict=True)]
-        return all(own > HOPELESS * other for own, other in zip(self.seconds[name], best, strict=True))
+        return all(own > HOPELESS * self._fastest[one] for one, own in self._seconds[name].items())
 
 
 def _settle() -> None:
