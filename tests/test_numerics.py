@@ -25,6 +25,7 @@ from gradmark.numerics import coefficients, compile_cache, fit, fused  # noqa: E
 from gradmark.numerics.elementary import elementary  # noqa: E402
 from gradmark.numerics.evaluate import evaluated  # noqa: E402
 from gradmark.reference import error_in_ulp  # noqa: E402
+from gradmark.stabilizers.loops_numba import Loop  # noqa: E402
 
 ROWS = [pytest.param(row, id=row.name) for row in catalog.ACTIVATIONS]
 
@@ -143,6 +144,28 @@ def test_hot_loops_are_vectorized_and_call_nothing(row, dtype, monkeypatch):
                 assert packed, f"{loop.name}: no packed {dtype} arithmetic"
                 libm = re.findall(LIBM, assembly)
                 assert libm == [], f"{loop.name} calls {libm}"
+
+
+@pytest.mark.skipif("x86" not in platform.machine(), reason="reads x86 assembly")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("part", ["batch_norm", "clipping"])
+def test_hot_loops_of_stabilizers_are_vectorized(part, dtype, monkeypatch):
+    module = importlib.import_module(f"gradmark.stabilizers.{part}_numba")
+    loops = {found.name: found for value in vars(module).values() for found in loops_in(value)}
+    assert len(loops) >= 6
+    monkeypatch.setattr(compile_cache._KernelCache, "load_overload", lambda *arguments: None)
+    monkeypatch.setattr(compile_cache._KernelCache, "save_overload", lambda *arguments: None)
+    for name, loop in loops.items():
+        fresh = Loop(loop._body, loop._arguments)
+        (assembly,) = fresh.serial(np.dtype(dtype)).inspect_asm().values()
+        # Sums, products and comparisons: a sum of float32 runs in float64.
+        assert re.findall(r"\bv(?:add|sub|mul|cmp|fmadd)\w*p[sd]\s+.*%[yz]mm", assembly), f"{name}: nothing packed"
+        assert re.findall(LIBM, assembly) == [], name
+
+
+def loops_in(value):
+    """The loops that a stabilizer's module holds, by themselves or in a tuple."""
+    return [loop for loop in (value if isinstance(value, tuple) else (value,)) if isinstance(loop, Loop)]
 
 
 def test_the_search_for_libm_can_find_it():

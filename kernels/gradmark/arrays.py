@@ -60,6 +60,15 @@ class ArrayLibrary(Protocol):
     def overlap(self, a: Any, b: Any) -> bool:
         """Whether an element's memory belongs to both arrays; True as well where that is too hard to tell."""
 
+    def plainly_accepted(self, items: Sequence[Any]) -> bool:
+        """Whether all are arrays that `check` accepts, on one device: True of nearly all such lists, and quick."""
+
+    def plainly_apart(self, outputs: Any, *inputs: Sequence[Any]) -> bool:
+        """Whether these are arrays to write to, each like the inputs of its index and apart from all others.
+
+        An output may be an input of its index. True of nearly all such lists, and quick.
+        """
+
     def scalar(self, value: float, like: Any) -> Any:
         """A 0-d array with the dtype and device of `like`."""
 
@@ -186,6 +195,22 @@ class NumpyArrays:
     def overlap(self, a: Any, b: Any) -> bool:
         return _share_memory(a, b)
 
+    def plainly_accepted(self, items: Sequence[Any]) -> bool:
+        return all([type(a) is np.ndarray and a.dtype in self.largest_of for a in items])  # noqa: C419
+
+    def plainly_apart(self, outputs: Any, *inputs: Sequence[Any]) -> bool:
+        if type(outputs) is not list or any([len(outputs) != len(items) for items in inputs]):  # noqa: C419
+            return False
+        if not all([type(y) is np.ndarray and y.flags.carray and y.flags.owndata for y in outputs]):  # noqa: C419
+            return False
+        # Arrays that own their memory share none.
+        written = set(map(id, outputs))
+        return len(written) == len(outputs) and all(
+            y is a or (a.flags.owndata and id(a) not in written and a.dtype is y.dtype and a.shape == y.shape)
+            for items in inputs
+            for y, a in zip(outputs, items, strict=True)
+        )
+
     def scalar(self, value: float, like: Any) -> Any:
         return np.array(value, dtype=like.dtype)
 
@@ -196,7 +221,8 @@ class NumpyArrays:
         return array
 
     def quiet(self) -> contextlib.AbstractContextManager[Any]:
-        return np.errstate(all="ignore")
+        # Compiled code does not warn. np.errstate takes a microsecond.
+        return contextlib.nullcontext() if self.backend == "numba" else np.errstate(all="ignore")
 
     def _accepts(self) -> str:
         return f"the {self.backend} backend takes {', '.join(self.dtypes)} in native byte order"
@@ -293,6 +319,18 @@ class TorchArrays:
 
     def overlap(self, a: Any, b: Any) -> bool:
         return _tensors_overlap(a, b)
+
+    def plainly_accepted(self, items: Sequence[Any]) -> bool:
+        dtypes, tensor, strided = self.largest_of, self._torch.Tensor, self._torch.strided
+        return (
+            all([type(a) is tensor and a.dtype in dtypes and a.layout is strided for a in items])  # noqa: C419
+            and not any([a.requires_grad for a in items])  # noqa: C419
+            and len({a.device for a in items}) <= 1
+        )
+
+    def plainly_apart(self, outputs: Any, *inputs: Sequence[Any]) -> bool:
+        # A tensor does not tell whether others share its storage.
+        return False
 
     def scalar(self, value: float, like: Any) -> Any:
         return self._torch.tensor(value, dtype=like.dtype, device=like.device)

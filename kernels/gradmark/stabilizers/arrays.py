@@ -22,6 +22,6 @@ def moving_average(running: Any, value: Any, momentum: float) -> Any:
     return ((1.0 - momentum) * running.astype(np.float64) + momentum * value).astype(running.dtype)
 
 
-def outputs(grads: Sequence[Any], out: Any) -> list[Any]:
+def outputs(grads: Sequence[Any], out: list[Any] | None) -> list[Any]:
     """The arrays to write to: those given, or new ones like the gradients."""
-    return [np.empty_like(g, subok=False) for g in grads] if out is None else list(out)
+    return [np.empty_like(g, subok=False) for g in grads] if out is None else out

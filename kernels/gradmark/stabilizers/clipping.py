@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gradmark.errors import NonFiniteError
 
@@ -28,36 +28,34 @@ class Factors(NamedTuple):
 
 
 def global_norm(
-    grads: Sequence[Any],
-    square_sums: Callable[[Sequence[Any], float], list[float]],
-    largest: Callable[[Sequence[Any]], list[float]],
+    square_sums: Callable[[float], Sequence[float]],
+    largest: Callable[[], Sequence[float]],
 ) -> float:
     """√Σ g² over all arrays.
 
     Parameters
     ----------
-    grads : sequence of arrays
     square_sums : callable
-        (grads, scale) -> Σ (g · scale)² of each array, in float64.
+        scale -> Σ (g · scale)² in float64, of the arrays or other parts of the whole.
     largest : callable
-        grads -> max |g| of each array, 0 of an empty one; NaN where the array holds NaN.
+        max |g| of each array, 0 of an empty one; NaN where the array holds NaN.
 
     Raises
     ------
     NonFiniteError
         An array holds NaN or infinity, or the norm is beyond float64.
     """
-    total = sum(square_sums(grads, 1.0))
+    total = sum(square_sums(1.0))
     if SMALLEST_SUM <= total < math.inf:
         return math.sqrt(total)
     # All zero, not finite, or squares beyond float64: decided by a second look, which is rare.
-    peaks = largest(grads)
+    peaks = largest()
     check_finite(peaks)
     peak = max(peaks, default=0.0)
     if peak == 0.0:
         return 0.0
     scale = normalizing_power(peak)
-    norm = math.sqrt(sum(square_sums(grads, scale))) / scale
+    norm = math.sqrt(sum(square_sums(scale))) / scale
     if math.isinf(norm):
         raise NonFiniteError("the norm of grads is beyond the largest float64; scale the loss down")
     return norm

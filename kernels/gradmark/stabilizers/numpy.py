@@ -5,9 +5,9 @@ float16 is computed in float32. Sums and statistics are accumulated in float64.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def batch_norm_inference_backward(
 
 def clip_grad_norm(grads: Sequence[Any], max_norm: float, out: Any) -> tuple[list[Any], Any]:
     """Scale all arrays by one coefficient so that their global norm is at most max_norm."""
-    norm = clipping.global_norm(grads, _square_sums, _largest)
+    norm = clipping.global_norm(partial(_square_sums, grads), partial(_largest, grads))
     c = clipping.coefficient(norm, max_norm)
     clipped = outputs(grads, out)
     for g, y in zip(grads, clipped, strict=True):
@@ -104,7 +104,7 @@ def clip_grad_norm(grads: Sequence[Any], max_norm: float, out: Any) -> tuple[lis
 
 def clip_grad_norm_backward(cotangents: Sequence[Any], grads: Sequence[Any], max_norm: float, out: Any) -> list[Any]:
     """The vector-Jacobian product of `clip_grad_norm`: c v - k g where it clipped, else v."""
-    norm = clipping.global_norm(grads, _square_sums, _largest)
+    norm = clipping.global_norm(partial(_square_sums, grads), partial(_largest, grads))
     dgrads = outputs(grads, out)
     if clipping.coefficient(norm, max_norm) >= 1.0:
         for v, d in zip(cotangents, dgrads, strict=True):
@@ -160,7 +160,7 @@ def residual_add_backward(
     return _after_sum(backward_of(activation), 1)((grad, x, f), rounded(parameters, x.dtype), d)
 
 
-@functools.cache
+@cache
 def _after_sum(name: str, first: int) -> Pointwise:
     """The kernel of an activation's pass, whose input, number `first` of the arrays, is the sum of two arrays.
 

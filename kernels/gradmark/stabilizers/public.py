@@ -9,9 +9,11 @@ where the public function returns a named one.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -106,12 +108,13 @@ def _batch_norm(arrays: ArrayLibrary, forward_kernel: Function, backward_kernel:
     ) -> BatchNormResult:
         _check_batch(arrays, x)
         _check_more_than_one_value(x)
-        _check_affine(arrays, x, weight, bias)
         if (running_mean is None) != (running_var is None):
             missing = "running_mean" if running_mean is None else "running_var"
             raise ValueError(f"{missing} is None and the other is not; give both running statistics or neither")
-        if running_mean is not None:
-            _check_running(arrays, x, running_mean, running_var)
+        if not _plain(arrays, x, (weight, bias, running_mean, running_var)):
+            _check_affine(arrays, x, weight, bias)
+            if running_mean is not None:
+                _check_running(arrays, x, running_mean, running_var)
         momentum, eps = _momentum(momentum), _eps(eps)
         named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
         out = _output(arrays, out, x, {"x": x, **named})
@@ -122,9 +125,10 @@ def _batch_norm(arrays: ArrayLibrary, forward_kernel: Function, backward_kernel:
     def backward(grad: Any, x: Any, weight: Any, mean: Any, invstd: Any, out: Any) -> BatchNormGradients:
         _check_batch(arrays, x)
         _check_grad(arrays, grad, x)
-        _check_affine(arrays, x, weight, None)
-        for role, statistic in (("mean", mean), ("invstd", invstd)):
-            _check_per_channel(arrays, statistic, role, x, (_statistics_dtype(x),))
+        if not _plain(arrays, x, (weight,), mean, invstd):
+            _check_affine(arrays, x, weight, None)
+            for role, statistic in (("mean", mean), ("invstd", invstd)):
+                _check_per_channel(arrays, statistic, role, x, (_statistics_dtype(x),))
         named = {"grad": grad, "x": x, "weight": weight, "mean": mean, "invstd": invstd}
         out = _output(arrays, out, x, named)
         with arrays.quiet():
@@ -138,8 +142,9 @@ def _batch_norm_inference(
 ) -> tuple[Function, Function]:
     def forward(x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, eps: Any, out: Any) -> Any:
         _check_batch(arrays, x)
-        _check_affine(arrays, x, weight, bias)
-        _check_running(arrays, x, running_mean, running_var)
+        if not _plain(arrays, x, (weight, bias), running_mean, running_var):
+            _check_affine(arrays, x, weight, bias)
+            _check_running(arrays, x, running_mean, running_var)
         eps = _eps(eps)
         named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
         out = _output(arrays, out, x, {"x": x, **named})
@@ -151,8 +156,9 @@ def _batch_norm_inference(
     ) -> BatchNormGradients:
         _check_batch(arrays, x)
         _check_grad(arrays, grad, x)
-        _check_affine(arrays, x, weight, None)
-        _check_running(arrays, x, running_mean, running_var)
+        if not _plain(arrays, x, (weight,), running_mean, running_var):
+            _check_affine(arrays, x, weight, None)
+            _check_running(arrays, x, running_mean, running_var)
         eps = _eps(eps)
         named = {"grad": grad, "x": x, "weight": weight, "running_mean": running_mean, "running_var": running_var}
         out = _output(arrays, out, x, named)
@@ -227,14 +233,20 @@ def _activation_parameters(activation: Any) -> tuple[float, ...]:
     """The defaults of the activation's parameters; LookupError where residual_add does not take it."""
     if activation is None:
         return ()
+    if isinstance(activation, str) and activation in _residual_parameters():
+        return _residual_parameters()[activation]
     accepted = residual_activations()
-    if not isinstance(activation, str) or activation not in accepted:
-        known = {row.name: _why_not_residual(row) for row in ACTIVATIONS}
-        why = known.get(activation) if isinstance(activation, str) else None
-        why = why or "unknown activation"
-        raise LookupError(f"activation={activation!r}: {why}; accepted: None, {', '.join(accepted)}")
-    row = next(row for row in ACTIVATIONS if row.name == activation)
-    return tuple(p.default for p in row.parameters if p.default is not None)
+    known = {row.name: _why_not_residual(row) for row in ACTIVATIONS}
+    why = known.get(activation) if isinstance(activation, str) else None
+    why = why or "unknown activation"
+    raise LookupError(f"activation={activation!r}: {why}; accepted: None, {', '.join(accepted)}")
+
+
+@functools.cache
+def _residual_parameters() -> Mapping[str, tuple[float, ...]]:
+    """By activation, the defaults of its parameters."""
+    rows = [row for row in ACTIVATIONS if _why_not_residual(row) is None]
+    return {row.name: tuple(p.default for p in row.parameters if p.default is not None) for row in rows}
 
 
 def _check_batch(arrays: ArrayLibrary, x: Any) -> None:
@@ -258,6 +270,18 @@ def _check_more_than_one_value(x: Any) -> None:
 def _check_grad(arrays: ArrayLibrary, grad: Any, x: Any) -> None:
     arrays.check_like(grad, "grad", x, "x")
     check_same_shape(grad, "grad", x, "x")
+
+
+def _plain(arrays: ArrayLibrary, x: Any, optional: Sequence[Any], *required: Any) -> bool:
+    """Whether x's numbers per channel are as they should be: True of nearly all calls, and quick."""
+    dtype, shape = x.dtype, (x.shape[1],)
+    given = [v for v in optional if v is not None]
+    given += required
+    return (
+        _statistics_dtype(x) == _name_of(dtype)
+        and arrays.plainly_accepted([x, *given])
+        and all([v.dtype == dtype and v.shape == shape for v in given])  # noqa: C419
+    )
 
 
 def _check_affine(arrays: ArrayLibrary, x: Any, weight: Any, bias: Any) -> None:
@@ -293,7 +317,12 @@ def _statistics_dtype(x: Any) -> str:
 
 
 def _dtype_name(array: Any) -> str:
-    return str(array.dtype).removeprefix("torch.")
+    return _name_of(array.dtype)
+
+
+@functools.cache
+def _name_of(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _momentum(value: Any) -> float:
@@ -320,6 +349,7 @@ def _output(arrays: ArrayLibrary, out: Any, like: Any, inputs: dict[str, Any]) -
 def _clip_arguments(
     arrays: ArrayLibrary, grads: Any, limit: Any, limit_name: str, out: Any, cotangents: Any = None
 ) -> tuple[list[Any], float, list[Any] | None]:
+    """The arguments, checked. `out` comes back as the list of the gradients itself where it holds the same arrays."""
     grads = _checked_list(arrays, grads, "grads")
     number = finite_number(limit, limit_name)
     if number < 0.0:
@@ -329,16 +359,23 @@ def _clip_arguments(
         inputs["cotangents"] = _checked_list(arrays, cotangents, "cotangents", like=grads)
     if out is None:
         return grads, number, None
-    outputs = _checked_list(arrays, out, "out", like=grads)
+    outputs = list(out) if isinstance(out, list | tuple) else out
+    if not arrays.plainly_apart(outputs, *inputs.values()):
+        outputs = _checked_list(arrays, out, "out", like=grads)
+        _check_outputs(arrays, outputs, inputs)
+    return grads, number, grads if all(map(operator.is_, outputs, grads)) else outputs
+
+
+def _check_outputs(arrays: ArrayLibrary, outputs: list[Any], inputs: dict[str, list[Any]]) -> None:
+    """Raise ValueError unless each can be written to while the inputs are still read."""
     for i, y in enumerate(outputs):
         try:
-            arrays.output(y, grads[i], [(f"{role}[{i}]", items[i]) for role, items in inputs.items()])
+            arrays.output(y, inputs["grads"][i], [(f"{role}[{i}]", items[i]) for role, items in inputs.items()])
         except ValueError as error:
             raise ValueError(f"out[{i}]{str(error).removeprefix('out')}") from None
     for role, items in inputs.items():
         _check_separate(arrays, outputs, items, role)
     _check_separate(arrays, outputs, outputs, "out")
-    return grads, number, outputs
 
 
 def _checked_list(arrays: ArrayLibrary, items: Any, role: str, like: Sequence[Any] | None = None) -> list[Any]:
@@ -358,7 +395,9 @@ def _checked_list(arrays: ArrayLibrary, items: Any, role: str, like: Sequence[An
     return list(items)
 
 
-def _check_one_device(arrays: ArrayLibrary, items: Iterable[Any], role: str) -> None:
+def _check_one_device(arrays: ArrayLibrary, items: Sequence[Any], role: str) -> None:
+    if arrays.plainly_accepted(items):
+        return
     device = None
     for i, item in enumerate(items):
         arrays.check(item, f"{role}[{i}]")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def batch_norm_inference_backward(
 
 def clip_grad_norm(grads: Sequence[Any], max_norm: float, out: Any) -> tuple[list[Any], Any]:
     """Scale all arrays by one coefficient so that their global norm is at most max_norm."""
-    norm = clipping.global_norm(grads, _square_sums, _largest)
+    norm = clipping.global_norm(partial(_square_sums, grads), partial(_largest, grads))
     c = clipping.coefficient(norm, max_norm)
     device = grads[0].device if grads else None
     return _deliver_all(_times(grads, c), out), torch.tensor(norm, dtype=torch.float64, device=device)
@@ -86,7 +87,7 @@ def clip_grad_norm(grads: Sequence[Any], max_norm: float, out: Any) -> tuple[lis
 
 def clip_grad_norm_backward(cotangents: Sequence[Any], grads: Sequence[Any], max_norm: float, out: Any) -> list[Any]:
     """The vector-Jacobian product of `clip_grad_norm`: c v - k g where it clipped, else v."""
-    norm = clipping.global_norm(grads, _square_sums, _largest)
+    norm = clipping.global_norm(partial(_square_sums, grads), partial(_largest, grads))
     if not grads or clipping.coefficient(norm, max_norm) >= 1.0:
         return _deliver_all([v.clone() for v in cotangents] if out is None else list(cotangents), out)
     scale = clipping.normalizing_power(norm)
