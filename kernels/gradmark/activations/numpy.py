@@ -384,9 +384,16 @@ def _gated_slope(grad: Any, z: Any, rest: Any, cube: Any, out: Any, work: Any) -
     np.multiply(e_low, passed, out=share)
     np.add(lack, share, out=lack)
     np.multiply(lack, passed, out=lack)
-    np.multiply(t, t, out=slope)
-    np.subtract(slope, lack, out=slope)
+    # t² = h² + (t - h) (t + h): of t's leading bits h, both the square and its difference from t are exact.
+    high, tail = work.double(), work.double()
+    np.bitwise_and(bits(t), _SEVEN_BITS, out=bits(high))
+    np.subtract(t, high, out=tail)
+    np.multiply(high, high, out=slope)
     np.subtract(t, slope, out=slope)
+    np.add(t, high, out=high)
+    np.multiply(high, tail, out=tail)
+    np.subtract(tail, lack, out=tail)
+    np.subtract(slope, tail, out=slope)
     np.subtract(a, 1.0, out=a)
     np.subtract(a, e, out=q)
     np.subtract(a, q, out=lack)
@@ -413,6 +420,8 @@ _QUICK = 1.702
 _QUICK_PARTS = (1.7020000219345093, -2.1934509277343749e-08)
 """The decimal 1.702: a float32, and the rest."""
 _SIGN_BIT, _ONE_BITS = np.int64(-(2**63)), np.float64(1.0).view(np.int64)
+_SEVEN_BITS = np.int64(-(2**46))
+"""What keeps seven bits of a float64's significand."""
 
 
 # --- piecewise linear -------------------------------------------------------------------------------------------------
