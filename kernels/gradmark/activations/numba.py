@@ -27,8 +27,8 @@ Pair = Callable[[Elementary], tuple[Scalar, Scalar]]
 
 PAIRS: dict[str, Pair] = {}
 """(value, gradient) of each activation, by name: value(x, p), gradient(g, x, p)."""
-UNITS = {"softplus": "softplus_unit"}
-"""Activations of a scaled x that have a pair of their own, without the scale, for the scale 1."""
+UNITS: dict[str, str] = {}
+"""Of an activation of a scaled x: the name of its pair for the scale 1, without the scale; `scaled` fills it."""
 
 
 def simplest(activation: str, parameters: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
@@ -60,17 +60,17 @@ def pointwise(pair: Pair, parameters: int = 0, *, cheap: bool = False) -> tuple[
     )
 
 
-def _scaled(
-    unit: tuple[Callable[..., Any], Callable[..., Any]], general: tuple[Callable[..., Any], Callable[..., Any]]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward of an activation of a scaled x; those of the scale 1, the usual one, take less."""
-    (unit_forward, unit_backward), (general_forward, general_backward) = unit, general
+def scaled(pair: Pair, unit: Pair) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward of an activation of a scaled x; with the scale 1, the usual one, those of `unit`."""
+    UNITS[pair.__name__.lstrip("_")] = unit.__name__.lstrip("_")
+    forward_scaled, backward_scaled = pointwise(pair, 2)
+    forward_unit, backward_unit = pointwise(unit, 1)
 
     def forward(x: Any, scale: float, p: float, out: Any) -> Any:
-        return unit_forward(x, p, out) if x.dtype.type(scale) == 1 else general_forward(x, scale, p, out)
+        return forward_unit(x, p, out) if scale == 1.0 else forward_scaled(x, scale, p, out)
 
     def backward(grad: Any, x: Any, scale: float, p: float, out: Any) -> Any:
-        return unit_backward(grad, x, p, out) if x.dtype.type(scale) == 1 else general_backward(grad, x, scale, p, out)
+        return backward_unit(grad, x, p, out) if scale == 1.0 else backward_scaled(grad, x, scale, p, out)
 
     return forward, backward
 
@@ -935,7 +935,7 @@ softshrink, softshrink_backward = pointwise(_softshrink, 1, cheap=True)
 hardshrink, hardshrink_backward = pointwise(_hardshrink, 1, cheap=True)
 tanhshrink, tanhshrink_backward = pointwise(_tanhshrink)
 softsign, softsign_backward = pointwise(_softsign)
-softplus, softplus_backward = _scaled(pointwise(_softplus_unit, 1), pointwise(_softplus, 2))
+softplus, softplus_backward = scaled(_softplus, _softplus_unit)
 log_sigmoid, log_sigmoid_backward = pointwise(_log_sigmoid)
 mish, mish_backward = pointwise(_mish)
 quick_gelu, quick_gelu_backward = pointwise(_quick_gelu)
