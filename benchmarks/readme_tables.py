@@ -196,13 +196,16 @@ def _peers(record: dict[str, Any]) -> Iterator[str]:
     yield (
         "\nTimes the time of gradmark's Numba backend that the fastest peer takes, and which it is; in bold where the"
         " peer wins. Peers: naive NumPy, torch eager, torch.compile, numexpr, JAX, SciPy; everybody allocates its"
-        " result. †: PyTorch's backward kernel starts from what its forward pass has saved of the result; ours has x"
-        " alone, and computes it again.\n"
+        " result. †: PyTorch's backward pass starts from what its forward pass has saved (the result, the sum of the"
+        " inputs, the noise); ours has the inputs alone, and computes it again.\n"
     )
     yield from _against_the_fastest(record)
     for bar in record["summary"][2:]:
         if bar["losses"]:
-            yield f"\nMissed, {bar['bar']} (the other's time over ours): {'; '.join(map(_loss, bar['losses']))}."
+            yield (
+                f"\n<details><summary>Missed, {bar['bar']}: {len(bar['losses'])} of {bar['compared']}</summary>\n\n"
+                f"The other's time over ours: {'; '.join(map(_loss, bar['losses']))}.\n\n</details>"
+            )
     for name, reason in record["missing"].items():
         yield f"\n{name}: not measured ({reason})."
     yield from _commits(record["entries"])

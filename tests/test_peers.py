@@ -257,6 +257,8 @@ def test_the_table_says_where_torch_starts_from_its_result():
     (case,) = [c for c in SMALL if str(c).startswith("sigmoid backward")]
     assert torch_peers.starts_from_result(case)
     assert not any(torch_peers.starts_from_result(c) for c in SMALL if not c.backward or c.operation == "gelu")
+    assert all(torch_peers.starts_from_result(c) for c in SMALL if c.backward and "residual_add" in str(c))
+    assert all(torch_peers.starts_from_result(c) for c in SMALL if c.backward and "gumbel_softmax" in str(c))
     loss = entry("sigmoid", which=BACKWARD, eager=0.5)
     assert readme_tables._fastest(loss) == "**0.50 torch eager**"
     assert readme_tables._fastest({**loss, "eager_from_result": True}) == "**0.50 torch eager †**"

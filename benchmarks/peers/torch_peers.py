@@ -41,8 +41,8 @@ def eager(data: Data) -> Call:
 
 
 def starts_from_result(case: Case) -> bool:
-    """Whether autograd's kernel starts from what the forward pass has found (y, or what it drew), where ours has x."""
-    return case.backward and (case.operation in _FROM_RESULT or case.variant == workloads.TRAINING)
+    """Whether autograd starts from what the forward pass has found (y, a sum, what it drew), where ours has x."""
+    return case.backward and (case.operation in _FROM_RESULT or case.noisy)
 
 
 def compiled(data: Data) -> Call:
@@ -230,7 +230,7 @@ _ATEN: Mapping[str, Callable[..., Any]] = {
 }
 """The kernel that autograd calls, from the gradient and what it saves of x and y; the others are expressions."""
 
-_FROM_RESULT = ("sigmoid", "tanh", "exponential", "log_sigmoid")
+_FROM_RESULT = ("sigmoid", "tanh", "exponential", "log_sigmoid", "residual_add")
 
 _SAVED: Mapping[str, Callable[[Any, Any], Any]] = {"log_sigmoid": lambda aten, x: aten.log_sigmoid_forward(x)[1]}
 """What autograd saves in place of y."""
