@@ -106,16 +106,20 @@ def _run(kernel: _Kernel, inputs: tuple[Any, ...], numbers: tuple[Any, ...], out
     y = np.empty_like(x, subok=False) if out is None else out
     if x.size == 0:
         return y
-    *flat, flat_y = fused.flattened(*inputs, y, order="C")
     batch, channels = x.shape[:2]
     length = x.size // (batch * channels)
-    matrices = [a.reshape(batch, -1) for a in flat]
-    arguments = *matrices, length, *numbers, flat_y.reshape(batch, -1), *results
-    _, pieces, groups, tall = _grid(batch, channels, length)
-    enough = pieces * tall == 1 or groups >= 2 * numba.get_num_threads()
-    parallel = (kernel.groups if enough else kernel.cells).parallel(x.dtype)
-    fused.run((kernel.groups.serial(x.dtype), parallel), x.size, arguments)
-    return fused.delivered(y, flat_y)
+    flat = [*inputs, y]
+    if not all([a.flags.carray for a in flat]):  # noqa: C419
+        flat = fused.flattened(*flat, order="C")
+    *matrices, result = [a.reshape(batch, -1) for a in flat]
+    parallel = kernel.groups
+    if x.size >= fused.PARALLEL_FROM:
+        _, pieces, groups, tall = _grid(batch, channels, length)
+        if pieces * tall > 1 and groups < 2 * numba.get_num_threads():
+            parallel = kernel.cells
+    loops = kernel.groups.serial(x.dtype), parallel.parallel(x.dtype)
+    fused.run(loops, x.size, (*matrices, length, *numbers, result, *results))
+    return fused.delivered(y, flat[-1])
 
 
 def _affine(weight: Any, bias: Any, x: Any) -> tuple[Any, Any]:
