@@ -398,8 +398,14 @@ def test_a_ratio_is_that_of_the_rounds_which_both_have():
     seconds = {"a": (1.0, 2.0, 3.0, 4.0), "b": (8.0, 9.0), "c": (10.0,)}
     found = Measurement(seconds, dict.fromkeys(seconds, 1), False, ("c",), {"b": (1, 3), "c": (2,)})
     assert compare(found, "b", "a").median == pytest.approx((8 / 2 + 9 / 4) / 2)
-    assert compare(found, "c", "b").median == pytest.approx(10 / 8.5)
+    assert compare(found, "c", "b").median == pytest.approx(10 / 8)
     assert compare(found, "c", "b").high == math.inf
+
+
+def test_whoever_was_given_up_gains_nothing_by_a_stall_of_the_other_one():
+    seconds = {"a": (1.0,) * 6 + (9.0,) + (1.0,) * 13, "c": (4.0,)}
+    found = Measurement(seconds, dict.fromkeys(seconds, 1), False, ("c",), {"c": (6,)})
+    assert compare(found, "c", "a").median == pytest.approx(4.0)
 
 
 def test_whoever_was_given_up_is_not_the_fastest_of_a_machine_that_slowed_down():

@@ -243,12 +243,27 @@ if child == 0:
     os._exit(0 if np.array_equal(backend.gelu(x), expected) else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+STABILIZERS_IN_A_FORKED_CHILD = """
+import os, numpy as np, gradmark
+backend = gradmark.backend("numba")
+small, large = np.ones((2, 3), np.float32), np.ones((64, 64, 32), np.float32)
+backend.batch_norm(small, None, None, None, None)
+backend.batch_norm_backward(small, small, None, small[0], small[0])
+backend.clip_grad_norm([small], 1.0)
+child = os.fork()
+if child == 0:
+    backend.batch_norm(large, None, None, None, None)
+    backend.clip_grad_norm([large], 1.0)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_child_computes_serially():
+@pytest.mark.parametrize("code", [USE_IN_A_FORKED_CHILD, STABILIZERS_IN_A_FORKED_CHILD], ids=["serially", "at all"])
+def test_a_forked_child_computes(code):
     """OpenMP would end it: "fork() called from a process already using GNU OpenMP"."""
-    command = [sys.executable, "-W", "ignore", "-c", USE_IN_A_FORKED_CHILD]
+    command = [sys.executable, "-W", "ignore", "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, timeout=120).stdout.strip() == "0"
 
 

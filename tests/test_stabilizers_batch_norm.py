@@ -307,6 +307,36 @@ def test_nan_and_infinity_stay_in_their_channel(name):
     assert np.isfinite(y[:, 2]).all()
 
 
+@pytest.mark.parametrize("shape", [(5, 2), (3, 2, 40), (3, 2, 2000)], ids=str)
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_mean_of_a_channel_with_an_infinity_is_that_infinity(dtype, place, shape):
+    """In the reference and in the kernels, wherever in the channel it is."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    x.reshape(shape[0], 2, -1)[place, 0, place] = -np.inf
+    for name in ("numpy", "numba"):
+        result = gradmark.backend(name).batch_norm(x, None, None, np.zeros(2, dtype), np.ones(2, dtype))
+        assert result.mean[0] == result.running_mean[0] == -np.inf, name
+        assert np.isnan(result.y[:, 0]).all()
+        assert np.isfinite(result.y[:, 1]).all()
+
+
+@pytest.mark.parametrize("shape", [(64, 1), (2, 1, 2048), (2, 2, 31)], ids=str)
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_sums_of_gradients_do_not_overflow_on_their_way(name, shape):
+    """ATen's do: it adds float32 gradients in float32."""
+    arrays = Arrays(name, "float32")
+    grad = np.full(shape, 1e38)
+    grad[shape[0] // 2 :] *= -1
+    x, zeros, ones = np.random.default_rng(2).standard_normal(shape), np.zeros(shape[1]), np.ones(shape[1])
+    arguments = [arrays(v) for v in (grad, x, ones, zeros, ones)]
+    for function in ("batch_norm_backward", "batch_norm_inference_backward"):
+        dx, _, dbias = getattr(arrays.backend, function)(*arguments)
+        assert not dbias.any()
+        if function == "batch_norm_inference_backward":
+            assert np.isfinite(dx).all()
+
+
 @pytest.mark.parametrize("name", gradmark.BACKENDS)
 def test_constant_channel_gives_the_bias(name):
     arrays = Arrays(name, "float32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -208,6 +209,24 @@ def test_mixed_dtypes(name):
         assert worst_ulp(y, coefficient_of(norm, 0.5) * exact(g), 0, dtype) <= 8
         # Along g itself the norm is all but constant: dg = c δ / (n + δ) g, the difference of two terms of size c g.
         assert worst_ulp(d, radial * exact(g), coefficient_of(norm, 0.5) * np.abs(exact(g)), dtype) <= 16
+
+
+@pytest.mark.parametrize("name", ["numpy", "numba"])
+def test_dtypes_that_are_equal_but_not_identical(name):
+    """Of an unpickled array, or with metadata: each of them was a dtype that no array had."""
+    backend = gradmark.backend(name)
+    annotated = np.ones(2, np.dtype("float32", metadata={"unit": "1"}))
+    grads = [np.full(3, 3.0), pickle.loads(pickle.dumps(np.full(4, 2.0, np.float32))), annotated]
+    assert grads[1].dtype is not annotated.dtype is not np.dtype("float32")
+    clipped, norm = backend.clip_grad_norm(grads, 1.0)
+    assert float(norm) == pytest.approx(math.sqrt(27 + 16 + 2), rel=1e-15)
+    for g, y in zip(grads, clipped, strict=True):
+        np.testing.assert_allclose(y, g / float(norm), rtol=1e-6)
+    for y, g in zip(backend.clip_grad_value(grads, 1.5), grads, strict=True):
+        np.testing.assert_array_equal(y, np.minimum(g, 1.5))
+    annotated[0] = np.nan
+    with pytest.raises(gradmark.NonFiniteError, match=r"grads\[2\] \(NaN\)"):
+        backend.clip_grad_norm(grads, 1.0)
 
 
 @pytest.mark.parametrize(("name", "dtype"), FULL_PRECISION + HALF_PRECISION)

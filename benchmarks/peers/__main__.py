@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from gradmark import console
 
-    description = (__doc__ or "").split("\n\n")[1]
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=description)
+    _, description, codes = (__doc__ or "").strip().split("\n\n")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=description, epilog=codes)
     parser.add_argument("--ops", type=console.names, metavar="OP,…", help="only these operations (default: all)")
     parser.add_argument("--groups", type=console.names, metavar="G,…", help=f"only these of {', '.join(cases.GROUPS)}")
     parser.add_argument("--passes", type=console.names, metavar="P,…", help="forward, backward (default: both)")
@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", metavar="FILE", help="merge the results into it; - for stdout, in place of the text")
     parser.add_argument("--resume", action="store_true", help="leave out what the file has of the same code")
-    parser.add_argument("--plot", metavar="DIR", help="draw one figure (SVG) an operation into this folder")
+    parser.add_argument(
+        "--plot", metavar="DIR", help="draw a figure (SVG) of each elementwise operation into this folder"
+    )
     return parser
 
 
@@ -263,7 +265,11 @@ def _plot(entries: Sequence[dict[str, Any]], folder: Path) -> None:
     from . import figures
 
     files = figures.draw(entries, folder)
-    console.complain(f"{len(files)} figures in {folder}")
+    drawn = f"{len(files)} figure{'' if len(files) == 1 else 's'} in {folder}"
+    others = dict.fromkeys(entry["operation"] for entry in entries if entry["group"] != cases.ELEMENTWISE)
+    if others:
+        drawn += f"; none of {', '.join(others)}: only elementwise operations are drawn"
+    console.complain(drawn)
 
 
 if __name__ == "__main__":

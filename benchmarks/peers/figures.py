@@ -1,4 +1,7 @@
-"""One figure an operation: time per element against size, a line a contender, and the memory's own speed."""
+"""One figure an operation: time per element against size, a line a contender, and the memory's own speed.
+
+A hollow marker is of a contender that was given up after a few rounds, as more than three times slower.
+"""
 
 from __future__ import annotations
 
@@ -78,13 +81,16 @@ def _panel(axes: Any, title: str, entries: Sequence[Entry]) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for name, style in _STYLES.items():
-        points = [
-            (entry["elements"], 1e9 * entry["seconds"][name]["median"] / entry["elements"])
-            for entry in entries
-            if name in entry["seconds"]
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=name, markersize=4, **style)
+        timed = [entry for entry in entries if name in entry["seconds"]]
+        points = [(entry["elements"], 1e9 * entry["seconds"][name]["median"] / entry["elements"]) for entry in timed]
+        if not points:
+            continue
+        axes.plot(*zip(*points, strict=True), label=name, markersize=4, **style)
+        # Without an interval: given up after a few rounds.
+        few = [point for point, entry in zip(points, timed, strict=True) if entry["seconds"][name]["low"] is None]
+        if few:
+            hollow = {"marker": style["marker"], "markerfacecolor": "white", "markeredgecolor": style["color"]}
+            axes.plot(*zip(*few, strict=True), label="_given up", linestyle="", markersize=4, **hollow)
     limit = _memory_limit(entries)
     if limit is not None:
         axes.axhline(limit, color="#444444", linestyle=(0, (5, 3)), linewidth=1.2, label="memory limit", zorder=1)
@@ -105,7 +111,7 @@ _LABEL_HEIGHT = 0.052
 def _label_lines(axes: Any) -> None:
     """Names beside the last points, moved apart where they would overlap, with a line from each to its point."""
     low, high = (math.log(limit) for limit in axes.get_ylim())
-    lines = [line for line in axes.get_lines() if len(line.get_xdata())]
+    lines = [line for line in axes.get_lines() if len(line.get_xdata()) and not line.get_label().startswith("_")]
     ends = [(math.log(float(line.get_ydata()[-1])) - low) / (high - low) for line in lines]
     order = sorted(range(len(lines)), key=ends.__getitem__)
     places = _apart([ends[i] for i in order])

@@ -112,14 +112,17 @@ def _run(kernel: _Kernel, inputs: tuple[Any, ...], numbers: tuple[Any, ...], out
     if not all([a.flags.carray for a in flat]):  # noqa: C419
         flat = fused.flattened(*flat, order="C")
     *matrices, result = [a.reshape(batch, -1) for a in flat]
-    parallel = kernel.groups
-    if x.size >= fused.PARALLEL_FROM:
-        _, pieces, groups, tall = _grid(batch, channels, length)
-        if pieces * tall > 1 and groups < 2 * numba.get_num_threads():
-            parallel = kernel.cells
-    loops = kernel.groups.serial(x.dtype), parallel.parallel(x.dtype)
-    fused.run(loops, x.size, (*matrices, length, *numbers, result, *results))
+    arguments = *matrices, length, *numbers, result, *results
+    kernel.groups.run(x.dtype, x.size, arguments, kernel.cells if _is_short_of_groups(x, length) else kernel.groups)
     return fused.delivered(y, flat[-1])
+
+
+def _is_short_of_groups(x: Any, length: int) -> bool:
+    """Whether some threads would have no group of channels to work on, or half of one, while others have whole ones."""
+    if x.size < fused.PARALLEL_FROM:
+        return False
+    _, pieces, groups, tall = _grid(x.shape[0], x.shape[1], length)
+    return bool(pieces * tall > 1 and groups < 2 * numba.get_num_threads())
 
 
 def _affine(weight: Any, bias: Any, x: Any) -> tuple[Any, Any]:
@@ -197,7 +200,10 @@ def _elementwise(step: Function) -> Function:
 
 
 def _summed(step: Function) -> Function:
-    """The function that sums the step's results, which are pairs, for each of a cell's channels."""
+    """The function that sums the step's results, which are pairs, for each of a cell's channels.
+
+    It adds up to STRIPE or LANE of them in the precision of `numbers`, and these sums in float64.
+    """
     step = inlined(step)
 
     @inlined
@@ -210,7 +216,8 @@ def _summed(step: Function) -> Function:
 
     def add(a: Any, b: Any, length: Any, group: Any, part: Any, numbers: Any, sums: Any) -> None:
         c0, c1, n0, n1, k0, k1, places = _cell(a, length, group, part)
-        zero = numbers.dtype.type(0)
+        real = numbers.dtype.type
+        zero = real(0)
         sums[:] = 0.0
         if places >= LONG_RUN:
             for n in range(n0, n1):
@@ -220,8 +227,8 @@ def _summed(step: Function) -> Function:
                     first, second = zero, zero
                     for i in range(np.uint64(places)):
                         u, v = step(a[n, k + i], b[n, k + i], p0, p1, p2, p3)
-                        first = add_in_any_order(first, u)
-                        second = add_in_any_order(second, v)
+                        first = add_in_any_order(first, real(u))
+                        second = add_in_any_order(second, real(v))
                     sums[0, c] += np.float64(first)
                     sums[1, c] += np.float64(second)
         else:
@@ -253,6 +260,13 @@ def _apply_affine(x: Any, unused: Any, mean: Any, scale: Any, shift: Any, p3: An
 
 
 @register_jitable
+def _origin(x: Any, length: Any, c: Any) -> Any:
+    """The first value of a channel, from which its offsets are taken; 0 in place of infinity, whose offset is NaN."""
+    first = np.float64(x[0, c * length])
+    return first if math.isfinite(first) else 0.0
+
+
+@register_jitable
 def _moments(x: Any, length: Any, group: Any, part: Any, moments: Any) -> None:
     """A cell's mean relative to the first value of each channel, and the squares about it, summed.
 
@@ -263,16 +277,17 @@ def _moments(x: Any, length: Any, group: Any, part: Any, moments: Any) -> None:
     count = (n1 - n0) * places
     base = np.empty((4, c1 - c0))
     for c in range(c1 - c0):
-        base[0, c] = x[0, (c0 + c) * length]
+        base[0, c] = _origin(x, length, c0 + c)
     _sum_offsets(x, x, length, group, part, base, moments)
     if x.itemsize > 4:
         for c in range(c1 - c0):
-            base[0, c] += moments[0, c] / count
+            mean = moments[0, c] / count
+            base[0, c] += mean if math.isfinite(mean) else 0.0
         _sum_offsets(x, x, length, group, part, base, moments)
     for c in range(c1 - c0):
         mean = moments[0, c] / count
         moments[1, c] -= moments[0, c] * mean
-        moments[0, c] = (base[0, c] - np.float64(x[0, (c0 + c) * length])) + mean
+        moments[0, c] = (base[0, c] - _origin(x, length, c0 + c)) + mean
 
 
 @register_jitable
@@ -302,7 +317,7 @@ def _statistics(
             _, _, n0, n1, _, _, places = _cell(x, length, group, part)
             d = moments[part, 0, c - c0] - offset
             square += moments[part, 1, c - c0] + d * d * ((n1 - n0) * places)
-        origin = np.float64(x[0, c * length])
+        origin = _origin(x, length, c)
         mean[c] = origin + offset
         var[c] = square / total
         inverse = 1.0 / math.sqrt(var[c] + eps)
@@ -362,8 +377,17 @@ def _batch_norm_cells(
 
 
 @_summed
-def _sum_gradients(g: Any, x: Any, mean: Any, invstd: Any, p2: Any, p3: Any) -> Any:
+def _sum_products(g: Any, x: Any, mean: Any, invstd: Any, p2: Any, p3: Any) -> Any:
     return g, g * ((x - mean) * invstd)
+
+
+@register_jitable
+def _sum_gradients(g: Any, x: Any, length: Any, group: Any, part: Any, statistics: Any, sums: Any) -> None:
+    """Σ g and Σ g x̂ of a cell's channels."""
+    _sum_products(g, x, length, group, part, statistics, sums)
+    if not np.isfinite(sums.sum()):
+        # A sum may have left the range of float32 on its way to one that does not.
+        _sum_products(g, x, length, group, part, statistics.astype(np.float64), sums)
 
 
 @_elementwise

@@ -117,8 +117,8 @@ class _Lists:
         for part in self._parts:
             found = np.empty(part.sizes.size)
             addresses = [part.addresses[role] for role in roles]
-            loops = loop.serial(part.like.dtype), loop.parallel(part.like.dtype)
-            fused.run(loops, part.elements, (part.like, *addresses, part.sizes, *map(float, numbers), found))
+            arguments = part.like, *addresses, part.sizes, *map(float, numbers), found
+            loop.run(part.like.dtype, part.elements, arguments)
             results.append((part, found))
         return results
 
@@ -150,7 +150,8 @@ def _parts(roles: list[list[Any]]) -> list[_Part]:
         return [_part(dtype, range(len(roles[0])), roles) for dtype in dtypes]
     found = []
     for dtype in dtypes:
-        indices = [i for i, a in enumerate(roles[0]) if a.dtype is dtype]
+        # Equal, not identical: an unpickled array has a dtype of its own.
+        indices = [i for i, a in enumerate(roles[0]) if a.dtype == dtype]
         found.append(_part(dtype, indices, [[role[i] for i in indices] for role in roles]))
     return found
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from numba import types
 
+from gradmark.numerics import fused
 from gradmark.numerics.compile_cache import jit
 
 Function = Callable[..., Any]
@@ -32,6 +33,15 @@ class Loop:
         self._arguments = arguments
         self._compiled: dict[tuple[Any, bool], Function] = {}
         self._compiling = threading.Lock()
+
+    def run(self, dtype: Any, size: int, arguments: tuple[Any, ...], parallel: Loop | None = None) -> None:
+        """Run over `size` elements; with threads where they pay, by another loop if one is given for them."""
+        serial = self.serial(dtype)
+        # Compiling or loading a parallel loop starts the threads, which would be the end of a forked child.
+        if size < fused.PARALLEL_FROM:
+            serial(*arguments)
+        else:
+            fused.run((serial, (parallel or self).parallel(dtype)), size, arguments)
 
     def serial(self, dtype: Any) -> Function:
         """The loop of one thread."""

@@ -210,15 +210,15 @@ def measure(
 def compare(measurement: Measurement, slower: str, faster: str, *, confidence: float = CONFIDENCE) -> Interval:
     """How many times the time of `faster` `slower` takes: the median of the per-round ratios, with its interval.
 
-    Only rounds with values of both count. Two candidates that were given up may share none: then it is the ratio of
-    their medians, without an interval.
+    Only rounds with values of both count. Of a candidate that was given up there are but a few, in which the other one
+    may have been stalled: then it is the ratio of their smallest values, without an interval.
 
     Raises ValueError where no round was completed.
     """
     a, b = measurement.by_round(slower), measurement.by_round(faster)
     ratios = [a[one] / b[one] for one in a if one in b]
-    if not ratios and a and b:
-        return median_interval([statistics.median(a.values()) / statistics.median(b.values())], confidence=confidence)
+    if a and b and {slower, faster} & set(measurement.hopeless):
+        return median_interval([min(a.values()) / min(b.values())], confidence=confidence)
     return median_interval(ratios, confidence=confidence)
 
 
