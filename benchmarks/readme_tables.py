@@ -176,7 +176,8 @@ def _peers(record: dict[str, Any]) -> Iterator[str]:
     """The bars, then every cell against the fastest peer, then what else was missed."""
     threads = ", ".join(f"{name} {count}" for name, count in record["threads"].items())
     libraries = ", ".join(f"{name} {version}" for name, version in record["libraries"].items())
-    yield f"Threads: {threads}. {libraries}.\n"
+    memory = f" Memory of results: {record['memory']}." if "memory" in record else ""
+    yield f"Threads: {threads}.{memory} {libraries}.\n"
     yield from _markdown(
         ["bar", "at least", "held", "worst", "geometric mean", ""],
         (

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import os
 import platform
 import re
 import subprocess
@@ -341,6 +342,36 @@ def test_the_readme_shows_every_cell_and_every_loss(tmp_path):
     assert (readme_tables._PEERS, readme_tables._TIE) == (contenders.PEERS, bars.TIE)
 
 
+FAULTS_OF_A_SECOND_RESULT = """
+import resource, sys
+from benchmarks.peers import contenders
+if sys.argv[1] == "kept":
+    assert contenders.keep_freed_memory() == "glibc, which keeps freed memory"
+import numpy as np
+np.ones(2**24, np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(2**24, np.float32)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_results_are_made_of_memory_that_was_freed():
+    faults = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS_OF_A_SECOND_RESULT, how],
+                capture_output=True,
+                text=True,
+                check=True,
+                env={**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"},
+            ).stdout
+        )
+        for how in ("kept", "given back")
+    }
+    assert faults["kept"] < 200 < 10_000 < faults["given back"]
+
+
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
@@ -402,6 +433,7 @@ def test_the_command_merges_its_results(tmp_path, monkeypatch):
     from benchmarks.peers import __main__ as command
 
     monkeypatch.setattr(contenders, "give_threads", lambda: {"cores": 2})
+    monkeypatch.setattr(contenders, "keep_freed_memory", lambda: "as the system has it")
     monkeypatch.setattr(timing, "call_seconds", lambda: 1e-6)
     timed = []
 
@@ -434,6 +466,7 @@ def test_what_the_budget_does_not_allow_is_said(monkeypatch, capsys):
     from benchmarks.peers import __main__ as command
 
     monkeypatch.setattr(contenders, "give_threads", lambda: {"cores": 2})
+    monkeypatch.setattr(contenders, "keep_freed_memory", lambda: "as the system has it")
     monkeypatch.setattr(timing, "call_seconds", lambda: None)
     monkeypatch.setattr(timing, "timed_case", lambda case, missing, **rest: None)
     assert command.main(["--ops", "relu", "--sizes", "12", "--budget", "10s"]) == 2
@@ -448,6 +481,7 @@ def test_interruption_keeps_what_was_finished(tmp_path, monkeypatch):
     from benchmarks.peers import __main__ as command
 
     monkeypatch.setattr(contenders, "give_threads", lambda: {"cores": 2})
+    monkeypatch.setattr(contenders, "keep_freed_memory", lambda: "as the system has it")
     monkeypatch.setattr(timing, "call_seconds", lambda: None)
     calls = iter([{**entry("relu", eager=2.0), "setup_seconds": 0.1}])
 

@@ -2,8 +2,8 @@
 
 The rules, the same for everybody:
 
-- A contender is called as its user calls it: arrays in, a new result out. Nobody gets `out=`, so everybody pays for
-  the pages of its own result (beyond some MiB the system zeroes them, which costs as much as many of these kernels).
+- A contender is called as its user calls it: arrays in, a new result out. Nobody gets `out=`. The memory of results is
+  that of results before: the C library keeps what is freed (where it is glibc), as a training loop's allocator does.
 - Except where the result is compared with the memory's own speed: there `gradmark numba, out=` and the yardstick
   (`copy` forward, `triad` backward: two reads, one write) both write to an array that exists.
 - A backward pass starts from what the forward pass would have saved; the forward itself is not timed. torch eager is

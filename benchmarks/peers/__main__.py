@@ -156,6 +156,7 @@ def _head(given: Sequence[str]) -> dict[str, Any]:
     return {
         **_evidence.head("peers", "benchmarks.peers", given),
         "threads": contenders.give_threads(),
+        "memory": contenders.keep_freed_memory(),
         "libraries": contenders.versions(),
         "code": _evidence.fingerprint(*present),
         "call_seconds": timing.call_seconds(),
@@ -238,6 +239,7 @@ def _say_beginning(head: Mapping[str, Any], missing: Mapping[str, str], planned:
 
     threads = ", ".join(f"{name} {count}" for name, count in head["threads"].items())
     console.complain(f"{head['machine']['cpu']}; threads: {threads}; JAX as many as there are cores")
+    console.complain(f"memory of results: {head['memory']}")
     console.complain(f"{planned} cases" + (f", {skipped} of them already in the file" if skipped else ""))
     for name, reason in missing.items():
         console.complain(f"without {name}: {reason}")
