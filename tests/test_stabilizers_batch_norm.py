@@ -470,3 +470,18 @@ def test_bits_do_not_depend_on_threads(monkeypatch, dtype, shape):
         numba.set_num_threads(threads)
     monkeypatch.setattr(fused, "PARALLEL_FROM", np.inf)
     assert run() == one, "the serial loops differ from the parallel ones"
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 33, 31), (2, 3, 5000), (70, 4, 40)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_results_beyond_the_cache_have_the_same_bits(monkeypatch, dtype, shape):
+    from gradmark.numerics import fused
+
+    arrays, values = Arrays("numba", dtype), data(shape)
+
+    def run():
+        return [bits(part) for training in (True, False) for part in _run_all(arrays, values, training)]
+
+    expected = run()
+    monkeypatch.setattr(fused, "STREAM_FROM", 0)
+    assert run() == expected

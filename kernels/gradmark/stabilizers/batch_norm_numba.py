@@ -9,7 +9,8 @@ The sums of a channel's cells are added in the order of the cells: the bits depe
 Where all threads find groups of channels to work on, each takes whole groups, and reads their elements for the second
 time from its own cache. Otherwise the threads share the cells of each pass.
 
-Arrays that are not C-contiguous are copied first.
+A result beyond the last-level cache is stored past the caches, where the runs are long enough for whole lines. Arrays
+that are not C-contiguous are copied first.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from numba.extending import register_jitable
 
 from gradmark.numerics import fused
 from gradmark.numerics.elementary import add_in_any_order, inlined
+from gradmark.numerics.streaming import fence, store_past_caches
 from gradmark.stabilizers.arrays import moving_average
 from gradmark.stabilizers.loops_numba import Function, Loop
 
@@ -112,7 +114,8 @@ def _run(kernel: _Kernel, inputs: tuple[Any, ...], numbers: tuple[Any, ...], out
     if not all([a.flags.carray for a in flat]):  # noqa: C419
         flat = fused.flattened(*flat, order="C")
     *matrices, result = [a.reshape(batch, -1) for a in flat]
-    arguments = *matrices, length, *numbers, result, *results
+    streamed = int(length >= LONG_RUN and y.nbytes >= fused.STREAM_FROM)
+    arguments = *matrices, length, streamed, *numbers, result, *results
     kernel.groups.run(x.dtype, x.size, arguments, kernel.cells if _is_short_of_groups(x, length) else kernel.groups)
     return fused.delivered(y, flat[-1])
 
@@ -173,7 +176,7 @@ def _spread(numbers: Any, places: Any, width: Any) -> Any:
 
 
 def _elementwise(step: Function) -> Function:
-    """The function that fills a cell of `out` with the step's results."""
+    """The function that fills a cell of `out` with the step's results, past the caches if that is asked for."""
     step = inlined(step)
 
     @inlined
@@ -181,9 +184,19 @@ def _elementwise(step: Function) -> Function:
         for i in range(out.size):
             out[i] = step(a[i], b[i], p0[i], p1[i], p2[i], p3[i])
 
-    def fill(a: Any, b: Any, length: Any, group: Any, part: Any, numbers: Any, out: Any) -> None:
+    def fill(a: Any, b: Any, length: Any, group: Any, part: Any, numbers: Any, streamed: Any, out: Any) -> None:
         c0, c1, n0, n1, k0, k1, places = _cell(a, length, group, part)
-        if places >= LONG_RUN:
+        if streamed and places >= LONG_RUN:
+            buffer = np.empty(places, out.dtype)
+            for n in range(n0, n1):
+                for c in range(c1 - c0):
+                    p0, p1, p2, p3 = numbers[0, c], numbers[1, c], numbers[2, c], numbers[3, c]
+                    k = np.uint64(k0 + c * length)
+                    for i in range(np.uint64(places)):
+                        buffer[i] = step(a[n, k + i], b[n, k + i], p0, p1, p2, p3)
+                    store_past_caches(buffer, out[n, k0 + c * length : k0 + c * length + places])
+            fence()
+        elif places >= LONG_RUN:
             for n in range(n0, n1):
                 for c in range(c1 - c0):
                     p0, p1, p2, p3 = numbers[0, c], numbers[1, c], numbers[2, c], numbers[3, c]
@@ -338,7 +351,17 @@ def _channels(group: Any, across: Any, channels: Any) -> Any:
 
 
 def _batch_norm_groups(
-    x: Any, length: Any, weight: Any, bias: Any, eps: Any, y: Any, high: Any, invstd: Any, mean: Any, var: Any
+    x: Any,
+    length: Any,
+    streamed: Any,
+    weight: Any,
+    bias: Any,
+    eps: Any,
+    y: Any,
+    high: Any,
+    invstd: Any,
+    mean: Any,
+    var: Any,
 ) -> None:
     across, pieces, groups, tall = _grid(x.shape[0], mean.size, length)
     parts = tall * pieces
@@ -350,12 +373,22 @@ def _batch_norm_groups(
             _moments(x, length, group, part, moments[part])
         _statistics(x, length, group, moments, weight, bias, eps, numbers, invstd, mean, var)
         for part in range(parts):
-            _apply_affine(x, x, length, group, part, numbers[:, c0:c1], y)
+            _apply_affine(x, x, length, group, part, numbers[:, c0:c1], streamed, y)
     high[:] = numbers[0]
 
 
 def _batch_norm_cells(
-    x: Any, length: Any, weight: Any, bias: Any, eps: Any, y: Any, high: Any, invstd: Any, mean: Any, var: Any
+    x: Any,
+    length: Any,
+    streamed: Any,
+    weight: Any,
+    bias: Any,
+    eps: Any,
+    y: Any,
+    high: Any,
+    invstd: Any,
+    mean: Any,
+    var: Any,
 ) -> None:
     across, pieces, groups, tall = _grid(x.shape[0], mean.size, length)
     parts = tall * pieces
@@ -369,7 +402,7 @@ def _batch_norm_cells(
         _statistics(x, length, group, moments[:, :, c0:c1], weight, bias, eps, numbers, invstd, mean, var)
     for cell in prange(groups * parts):
         c0, c1 = _channels(cell // parts, across, mean.size)
-        _apply_affine(x, x, length, cell // parts, cell % parts, numbers[:, c0:c1], y)
+        _apply_affine(x, x, length, cell // parts, cell % parts, numbers[:, c0:c1], streamed, y)
     high[:] = numbers[0]
 
 
@@ -425,7 +458,7 @@ def _factors(sums: Any, c0: Any, count: Any, weight: Any, mean: Any, invstd: Any
 
 
 def _batch_norm_backward_groups(
-    g: Any, x: Any, length: Any, weight: Any, mean: Any, invstd: Any, dx: Any, dweight: Any, dbias: Any
+    g: Any, x: Any, length: Any, streamed: Any, weight: Any, mean: Any, invstd: Any, dx: Any, dweight: Any, dbias: Any
 ) -> None:
     across, pieces, groups, tall = _grid(x.shape[0], dbias.size, length)
     parts = tall * pieces
@@ -439,11 +472,11 @@ def _batch_norm_backward_groups(
         _gradients(sums, c0, dweight, dbias)
         _factors(sums, c0, x.shape[0] * length, weight, mean, invstd, numbers)
         for part in range(parts):
-            _differentiate(g, x, length, group, part, numbers[:, c0:c1], dx)
+            _differentiate(g, x, length, group, part, numbers[:, c0:c1], streamed, dx)
 
 
 def _batch_norm_backward_cells(
-    g: Any, x: Any, length: Any, weight: Any, mean: Any, invstd: Any, dx: Any, dweight: Any, dbias: Any
+    g: Any, x: Any, length: Any, streamed: Any, weight: Any, mean: Any, invstd: Any, dx: Any, dweight: Any, dbias: Any
 ) -> None:
     across, pieces, groups, tall = _grid(x.shape[0], dbias.size, length)
     parts = tall * pieces
@@ -458,7 +491,7 @@ def _batch_norm_backward_cells(
     _factors(sums, 0, x.shape[0] * length, weight, mean, invstd, numbers)
     for cell in prange(groups * parts):
         c0, c1 = _channels(cell // parts, across, dbias.size)
-        _differentiate(g, x, length, cell // parts, cell % parts, numbers[:, c0:c1], dx)
+        _differentiate(g, x, length, cell // parts, cell % parts, numbers[:, c0:c1], streamed, dx)
 
 
 # By running statistics: nothing waits for a sum.
@@ -469,7 +502,9 @@ def _scale(g: Any, unused: Any, scale: Any, p1: Any, p2: Any, p3: Any) -> Any:
     return g * scale
 
 
-def _batch_norm_inference(x: Any, length: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: Any, y: Any) -> None:
+def _batch_norm_inference(
+    x: Any, length: Any, streamed: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: Any, y: Any
+) -> None:
     across, pieces, groups, tall = _grid(x.shape[0], mean.size, length)
     parts = tall * pieces
     numbers = np.empty((4, mean.size), y.dtype)
@@ -479,11 +514,21 @@ def _batch_norm_inference(x: Any, length: Any, weight: Any, bias: Any, mean: Any
         numbers[2, c] = bias[c]
     for cell in prange(groups * parts):
         c0, c1 = _channels(cell // parts, across, mean.size)
-        _apply_affine(x, x, length, cell // parts, cell % parts, numbers[:, c0:c1], y)
+        _apply_affine(x, x, length, cell // parts, cell % parts, numbers[:, c0:c1], streamed, y)
 
 
 def _batch_norm_inference_backward(
-    g: Any, x: Any, length: Any, weight: Any, mean: Any, var: Any, eps: Any, dx: Any, dweight: Any, dbias: Any
+    g: Any,
+    x: Any,
+    length: Any,
+    streamed: Any,
+    weight: Any,
+    mean: Any,
+    var: Any,
+    eps: Any,
+    dx: Any,
+    dweight: Any,
+    dbias: Any,
 ) -> None:
     across, pieces, groups, tall = _grid(x.shape[0], dbias.size, length)
     parts = tall * pieces
@@ -500,13 +545,13 @@ def _batch_norm_inference_backward(
         part = cell % parts
         # The sums first: dx may be the memory of g or x. The cell is in the second-level cache then.
         _sum_gradients(g, x, length, cell // parts, part, statistics[:, c0:c1], sums[part, :, c0:c1])
-        _scale(g, g, length, cell // parts, part, scales[:, c0:c1], dx)
+        _scale(g, g, length, cell // parts, part, scales[:, c0:c1], streamed, dx)
     _gradients(sums, 0, dweight, dbias)
 
 
-_TRAINING = _Kernel(Loop(_batch_norm_groups, "RirrsWwwpp"), Loop(_batch_norm_cells, "RirrsWwwpp"))
+_TRAINING = _Kernel(Loop(_batch_norm_groups, "RiirrsWwwpp"), Loop(_batch_norm_cells, "RiirrsWwwpp"))
 _TRAINING_BACKWARD = _Kernel(
-    Loop(_batch_norm_backward_groups, "RRirrrWww"), Loop(_batch_norm_backward_cells, "RRirrrWww")
+    Loop(_batch_norm_backward_groups, "RRiirrrWww"), Loop(_batch_norm_backward_cells, "RRiirrrWww")
 )
-_INFERENCE = _Kernel(*[Loop(_batch_norm_inference, "RirrrrsW")] * 2)
-_INFERENCE_BACKWARD = _Kernel(*[Loop(_batch_norm_inference_backward, "RRirrrsWww")] * 2)
+_INFERENCE = _Kernel(*[Loop(_batch_norm_inference, "RiirrrrsW")] * 2)
+_INFERENCE_BACKWARD = _Kernel(*[Loop(_batch_norm_inference_backward, "RRiirrrsWww")] * 2)
