@@ -114,7 +114,7 @@ def _run(kernel: _Kernel, inputs: tuple[Any, ...], numbers: tuple[Any, ...], out
     if not all([a.flags.carray for a in flat]):  # noqa: C419
         flat = fused.flattened(*flat, order="C")
     *matrices, result = [a.reshape(batch, -1) for a in flat]
-    streamed = int(length >= LONG_RUN and y.nbytes >= fused.STREAM_FROM)
+    streamed = int(y.nbytes >= fused.STREAM_FROM)
     arguments = *matrices, length, streamed, *numbers, result, *results
     kernel.groups.run(x.dtype, x.size, arguments, kernel.cells if _is_short_of_groups(x, length) else kernel.groups)
     return fused.delivered(y, flat[-1])
@@ -124,8 +124,8 @@ def _is_short_of_groups(x: Any, length: int) -> bool:
     """Whether some threads would have no group of channels to work on, or half of one, while others have whole ones."""
     if x.size < fused.PARALLEL_FROM:
         return False
-    _, pieces, groups, tall = _grid(x.shape[0], x.shape[1], length)
-    return bool(pieces * tall > 1 and groups < 2 * numba.get_num_threads())
+    _, _, groups, parts = _grid(x.shape[0], x.shape[1], length)
+    return bool(parts > 1 and groups < 2 * numba.get_num_threads())
 
 
 def _affine(weight: Any, bias: Any, x: Any) -> tuple[Any, Any]:
@@ -146,9 +146,10 @@ def _dense(numbers: Any) -> Any:
 
 @register_jitable
 def _grid(rows: Any, channels: Any, length: Any) -> Any:
-    """Channels in a group; pieces of a long channel; groups; cells above each other."""
+    """Channels in a group; pieces of a long channel; groups; parts of a group."""
     across = max(1, min(channels, STRIPE // length))
-    return across, (length + STRIPE - 1) // STRIPE, (channels + across - 1) // across, (rows + ROWS - 1) // ROWS
+    pieces = (length + STRIPE - 1) // STRIPE
+    return across, pieces, (channels + across - 1) // across, (rows + ROWS - 1) // ROWS * pieces
 
 
 @register_jitable
@@ -363,8 +364,7 @@ def _batch_norm_groups(
     mean: Any,
     var: Any,
 ) -> None:
-    across, pieces, groups, tall = _grid(x.shape[0], mean.size, length)
-    parts = tall * pieces
+    across, _, groups, parts = _grid(x.shape[0], mean.size, length)
     numbers = np.empty((4, mean.size), y.dtype)
     for group in prange(groups):
         c0, c1 = _channels(group, across, mean.size)
@@ -390,8 +390,7 @@ def _batch_norm_cells(
     mean: Any,
     var: Any,
 ) -> None:
-    across, pieces, groups, tall = _grid(x.shape[0], mean.size, length)
-    parts = tall * pieces
+    across, _, groups, parts = _grid(x.shape[0], mean.size, length)
     numbers = np.empty((4, mean.size), y.dtype)
     moments = np.empty((parts, 2, mean.size))
     for cell in prange(groups * parts):
@@ -460,8 +459,7 @@ def _factors(sums: Any, c0: Any, count: Any, weight: Any, mean: Any, invstd: Any
 def _batch_norm_backward_groups(
     g: Any, x: Any, length: Any, streamed: Any, weight: Any, mean: Any, invstd: Any, dx: Any, dweight: Any, dbias: Any
 ) -> None:
-    across, pieces, groups, tall = _grid(x.shape[0], dbias.size, length)
-    parts = tall * pieces
+    across, _, groups, parts = _grid(x.shape[0], dbias.size, length)
     statistics = _statistics_of(mean, invstd)
     numbers = np.empty((4, dbias.size), dx.dtype)
     for group in prange(groups):
@@ -478,8 +476,7 @@ def _batch_norm_backward_groups(
 def _batch_norm_backward_cells(
     g: Any, x: Any, length: Any, streamed: Any, weight: Any, mean: Any, invstd: Any, dx: Any, dweight: Any, dbias: Any
 ) -> None:
-    across, pieces, groups, tall = _grid(x.shape[0], dbias.size, length)
-    parts = tall * pieces
+    across, _, groups, parts = _grid(x.shape[0], dbias.size, length)
     statistics = _statistics_of(mean, invstd)
     numbers = np.empty((4, dbias.size), dx.dtype)
     sums = np.empty((parts, 2, dbias.size))
@@ -505,8 +502,7 @@ def _scale(g: Any, unused: Any, scale: Any, p1: Any, p2: Any, p3: Any) -> Any:
 def _batch_norm_inference(
     x: Any, length: Any, streamed: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: Any, y: Any
 ) -> None:
-    across, pieces, groups, tall = _grid(x.shape[0], mean.size, length)
-    parts = tall * pieces
+    across, _, groups, parts = _grid(x.shape[0], mean.size, length)
     numbers = np.empty((4, mean.size), y.dtype)
     for c in range(mean.size):
         numbers[0, c] = mean[c]
@@ -530,8 +526,7 @@ def _batch_norm_inference_backward(
     dweight: Any,
     dbias: Any,
 ) -> None:
-    across, pieces, groups, tall = _grid(x.shape[0], dbias.size, length)
-    parts = tall * pieces
+    across, _, groups, parts = _grid(x.shape[0], dbias.size, length)
     invstd = np.empty_like(mean)
     scales = np.empty((4, mean.size), dx.dtype)
     for c in range(mean.size):

@@ -25,8 +25,6 @@ from gradmark.stabilizers import clipping
 from gradmark.stabilizers.arrays import outputs
 from gradmark.stabilizers.loops_numba import Function, Loop
 
-CHUNK = 1 << 13
-"""Elements that are summed, or written, at a time."""
 LANES = 1 << 6
 """Turns in which the chunks are dealt out: a large array is shared by the threads wherever it is in the list."""
 
@@ -161,14 +159,14 @@ def _part(dtype: Any, indices: Sequence[int], roles: list[list[Any]]) -> _Part:
     distinct = {id(role): role for role in roles}
     first = {key: np.array(list(map(address, role)), np.int64) for key, role in distinct.items()}
     sizes = np.array([a.size for a in roles[0]], np.int64)
-    counts = -(-sizes // CHUNK)
+    counts = -(-sizes // fused.CHUNK)
     owners = np.arange(sizes.size).repeat(counts)
-    starts = (np.arange(owners.size) - (counts.cumsum() - counts)[owners]) * CHUNK
+    starts = (np.arange(owners.size) - (counts.cumsum() - counts)[owners]) * fused.CHUNK
     addresses = {key: array[owners] + starts * dtype.itemsize for key, array in first.items()}
     return _Part(
         np.empty(0, dtype),
         np.asarray(indices)[owners],
-        np.minimum(sizes[owners] - starts, CHUNK),
+        np.minimum(sizes[owners] - starts, fused.CHUNK),
         tuple(addresses[id(role)] for role in roles),
         int(sizes.sum()),
     )
