@@ -6,6 +6,7 @@ Each entry says by which command, at which commit and on which machine it was me
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import functools
 import hashlib
@@ -51,7 +52,7 @@ def head(kind: str, module: str, arguments: Sequence[str]) -> dict[str, Any]:
 def measured(head: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry says of its origin."""
     origin = {name: head[name] for name in ("command", "created", "commit", "uncommitted")}
-    return {**origin, "cpu": head["machine"]["cpu"], "cores": head["machine"]["cores"]}
+    return {**origin, **{name: head["machine"][name] for name in ("cpu", "vectors", "cores")}}
 
 
 def read(file: str | None, kind: str, key: Callable[[Entry], Key], fields: Collection[str] = ()) -> dict[Key, Entry]:
@@ -166,7 +167,10 @@ def terminated_like_interrupted() -> Iterator[None]:
 
 
 def fingerprint(*subjects: Any) -> str:
-    """A digest of source files (paths; a folder stands for its modules) and of anything else's repr."""
+    """A digest of Python files (paths; a folder stands for its modules) and of anything else's repr.
+
+    Of a file counts what runs: not its comments, docstrings and layout.
+    """
     digest = hashlib.sha256()
     for subject in subjects:
         for part in _parts(subject):
@@ -177,4 +181,21 @@ def fingerprint(*subjects: Any) -> str:
 def _parts(subject: Any) -> Iterable[bytes]:
     if not isinstance(subject, Path):
         return [repr(subject).encode()]
-    return [file.read_bytes() for file in (sorted(subject.glob("*.py")) if subject.is_dir() else [subject])]
+    return [_program(file).encode() for file in (sorted(subject.glob("*.py")) if subject.is_dir() else [subject])]
+
+
+def _program(file: Path) -> str:
+    tree = ast.parse(file.read_bytes())
+    for node in ast.walk(tree):
+        # A docstring, and what stands below an attribute in its place.
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [statement for statement in body if not _is_text(statement)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

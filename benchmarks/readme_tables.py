@@ -74,8 +74,9 @@ def _origin(record: dict[str, Any]) -> str:
         commit += " with uncommitted changes"
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("numpy", "numba", "torch") if versions.get(name))
     interrupted = " Interrupted: incomplete." if record.get("interrupted") else ""
+    vectors = f" ({machine['vectors']})" if machine.get("vectors") else ""
     return (
-        f"`{record['command']}` on {machine['cpu']}, {machine['cores']} cores, {machine['system']};"
+        f"`{record['command']}` on {machine['cpu']}{vectors}, {machine['cores']} cores, {machine['system']};"
         f" Python {versions['python']}, {libraries}; {commit}, {record['created'][:10]}.{interrupted}"
     )
 

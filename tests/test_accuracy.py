@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from benchmarks import _evidence, readme_tables
 
+import gradmark
 from gradmark import catalog, reference
 from gradmark.catalog import ACTIVATIONS, BACKWARD, FORWARD
 from gradmark.families import families
@@ -475,3 +476,27 @@ def test_a_stopped_command_takes_its_workers_along(tmp_path):
     assert process.returncode == 130
     assert "interrupted: what was finished is kept" in errors
     assert _until(lambda: not any(worker.exists() for worker in workers), 10)
+
+
+# --- what an entry is about -------------------------------------------------------------------------------------------
+
+
+def test_the_fingerprint_is_that_of_the_program(tmp_path):
+    file = tmp_path / "module.py"
+
+    def fingerprint(text: str) -> str:
+        file.write_text(text)
+        return _evidence.fingerprint(file)
+
+    plain = fingerprint("A = 1\ndef f(x):\n    return x + A\n")
+    assert plain == fingerprint('"""Doc."""\nA = 1  # one\n"""The A."""\ndef f(x):\n    "f."\n    return (x +\n A)\n')
+    assert plain != fingerprint("A = 1\ndef f(x):\n    return A + x\n")
+    assert plain != fingerprint("A = 2\ndef f(x):\n    return x + A\n")
+
+
+def test_what_is_swept_does_not_stand_on_random_numbers():
+    """`accuracy._code` leaves their modules out."""
+    folder = Path(gradmark.__file__).parent / "numerics"
+    others = [file for file in folder.glob("*.py") if not file.name.startswith("philox")]
+    assert others
+    assert [file.name for file in others if "philox" in file.read_text()] == []

@@ -182,6 +182,7 @@ def test_a_result_file_says_where_it_comes_from():
     assert head["versions"]["numpy"]
     assert head["machine"]["cores"] >= 1
     assert head["machine"]["cpu"]
+    assert head["machine"]["vectors"] in (*machine.VECTOR_EXTENSIONS, None)
     assert head["commit"] is None or len(head["commit"]) == 40
 
 

@@ -257,10 +257,24 @@ if child == 0:
     os._exit(0)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+INITIALIZERS_IN_A_FORKED_CHILD = """
+import os, gradmark
+backend = gradmark.backend("numba")
+backend.he_normal((2, 3), seed=0)
+child = os.fork()
+if child == 0:
+    backend.he_normal((512, 512), seed=0)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("code", [USE_IN_A_FORKED_CHILD, STABILIZERS_IN_A_FORKED_CHILD], ids=["serially", "at all"])
+@pytest.mark.parametrize(
+    "code",
+    [USE_IN_A_FORKED_CHILD, STABILIZERS_IN_A_FORKED_CHILD, INITIALIZERS_IN_A_FORKED_CHILD],
+    ids=["activations", "stabilizers", "initializers"],
+)
 def test_a_forked_child_computes(code):
     """OpenMP would end it: "fork() called from a process already using GNU OpenMP"."""
     command = [sys.executable, "-W", "ignore", "-c", code]

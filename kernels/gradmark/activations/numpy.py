@@ -677,24 +677,39 @@ def _softsign_slope(grad: Any, x: Any, out: Any, work: Any) -> None:
 
 def _squareplus(x: Any, b: float, out: Any, work: Any) -> None:
     """h = (|x| + √(x² + b)) / 2 above 0; below, where x + √(x² + b) would cancel, b / (4 h)."""
-    y, _ = _squareplus_parts(x, b, work)
-    np.copyto(out, y)
+    h, low, _, _ = _squareplus_parts(x, b, work)
+    inverse = np.divide(b / 4.0, h, out=work.double())
+    t = np.divide(low, h, out=work.double())
+    np.multiply(t, inverse, out=t)
+    np.subtract(inverse, t, out=inverse)
+    np.add(h, low, out=h)
+    np.copyto(out, selected(mask_where(np.greater(x, 0), h.dtype, work), h, inverse, h, work))
 
 
 def _squareplus_slope(grad: Any, x: Any, b: float, out: Any, work: Any) -> None:
-    """f' = f / √(x² + b)."""
+    """f' = f / √(x² + b). What both lack is made up for at once, in the quotient."""
     t = work.double()
     np.clip(x, -1e300, 1e300, out=t)
-    y, root = _squareplus_parts(t, b, work)
-    np.divide(y, root, out=y)
-    np.multiply(grad, y, out=out)
+    h, low, root, root_low = _squareplus_parts(t, b, work)
+    is_above = mask_where(np.greater(x, 0), t.dtype, work)
+    np.divide(low, h, out=low)
+    np.negative(low, out=t)
+    selected(is_above, low, t, low, work)
+    np.divide(root_low, root, out=root_low)
+    np.subtract(low, root_low, out=low)
+    np.divide(b / 4.0, h, out=t)
+    selected(is_above, h, t, h, work)
+    np.divide(h, root, out=h)
+    np.multiply(low, h, out=low)
+    np.add(h, low, out=h)
+    np.multiply(grad, h, out=out)
 
 
-def _squareplus_parts(x: Any, b: float, work: Any) -> tuple[Any, Any]:
-    """The value, and √(x² + b), which is |x| where x² overflows.
+def _squareplus_parts(x: Any, b: float, work: Any) -> tuple[Any, Any, Any, Any]:
+    """h and what it lacks; the root √(x² + b) and what it lacks.
 
-    What the square, its sum with b and the root round away, divided by twice the root, is added to it. h is formed by
-    halves, as |x| and the root may add up to infinity.
+    The root lacks what the square, its sum with b and the root itself round away, divided by twice the root. Where x²
+    overflows the root is |x|. h is formed by halves, as |x| and the root may add up to infinity.
     """
     t, s, low, root, h = (work.double() for _ in range(5))
     np.abs(x, out=h)
@@ -715,6 +730,7 @@ def _squareplus_parts(x: Any, b: float, work: Any) -> tuple[Any, Any]:
     np.subtract(square, square_low, out=square)
     np.add(low, square, out=low)
     np.divide(low, root, out=low)
+    root_low = np.multiply(low, 0.5, out=square)
     np.multiply(low, 0.25, out=low)
     np.maximum(root, h, out=root)
     np.multiply(root, 0.5, out=t)
@@ -726,12 +742,7 @@ def _squareplus_parts(x: Any, b: float, work: Any) -> tuple[Any, Any]:
     np.add(low, s, out=low)
     # An infinite h lacks nothing.
     np.copyto(low, 0.0, where=np.isnan(low))
-    inverse = np.divide(b / 4.0, h, out=s)
-    np.divide(low, h, out=t)
-    np.multiply(t, inverse, out=t)
-    np.subtract(inverse, t, out=inverse)
-    np.add(h, low, out=h)
-    return selected(mask_where(np.greater(x, 0), x.dtype, work), h, inverse, h, work), root
+    return h, low, root, root_low
 
 
 _LARGEST = float(np.finfo(np.float64).max)

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from gradmark.numerics.layout import delivered, flattened
+
 Chain = Callable[..., Any]
 
 BLOCK = 1 << 14
@@ -251,31 +253,6 @@ def _as_single(array: Any, work: Work) -> Any:
     copy = work.single()
     np.copyto(copy, array)
     return copy
-
-
-def flattened(*arrays: Any, order: str = "any") -> list[Any]:
-    """The arrays as contiguous 1-d ones, elements in the same order; without a copy where all of them are dense."""
-    # A list, not a generator: this runs in every call, and a generator costs more than the checks.
-    if all([a.flags.carray or _is_dense(a) for a in arrays]):  # noqa: C419
-        return [a if a.ndim == 1 else a.reshape(-1) for a in arrays]
-    if order == "any" and all(a.flags.f_contiguous and a.flags.aligned for a in arrays):
-        return [a.T.reshape(-1) for a in arrays]
-    # A strided input costs a copy. The output is last: what it held does not matter.
-    *inputs, out = arrays
-    copies = [np.require(a, requirements=["C", "A"]).reshape(-1) for a in inputs]
-    return [*copies, out.reshape(-1) if _is_dense(out) else np.empty(out.size, out.dtype)]
-
-
-def _is_dense(array: Any) -> bool:
-    """C-contiguous and aligned; `flags.carray` asks for writeable as well, in one access."""
-    return bool(array.flags.c_contiguous and array.flags.aligned)
-
-
-def delivered(out: Any, flat_out: Any) -> Any:
-    """Copy the result into an `out` that is not dense."""
-    if flat_out.base is None and flat_out is not out:
-        out[...] = flat_out.reshape(out.shape)
-    return out
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

@@ -23,12 +23,14 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 from numba import prange, types
 
 from gradmark.numerics.compile_cache import jit
 from gradmark.numerics.elementary import add_in_any_order, elementary, inlined
 from gradmark.numerics.functions import Elementary
+from gradmark.numerics.layout import contiguous, delivered, flattened, is_copy
 from gradmark.numerics.streaming import fence, last_level_cache, store_past_caches
 
 Kernel = Callable[..., Any]
@@ -57,15 +59,20 @@ ROWS_PER_BLOCK = 64
 # Numba's threading layers need not be safe for calls from several Python threads at once. A call that finds the
 # threads busy runs serially: the bits are the same.
 _threads = threading.Lock()
-_threads_started = False
 
 
 def _after_fork_in_child() -> None:
-    """OpenMP's threads do not survive a fork, and using them kills the child: there the loops run serially."""
+    """OpenMP's threads do not survive a fork, and using them kills the child: there the loops run serially.
+
+    Compiling or loading a parallel loop starts them already, whoever does it.
+    """
     global _threads
     _threads = threading.Lock()
-    if _threads_started:
-        _threads.acquire()
+    try:
+        numba.threading_layer()
+    except ValueError:
+        return  # There are none.
+    _threads.acquire()
 
 
 if hasattr(os, "register_at_fork"):
@@ -274,7 +281,7 @@ class Channelwise:
         """Each run of `length` contiguous elements has one parameter; its contribution is one number."""
         rows = -(-flat_out.size // length)
         partial = np.empty(rows if self.sums else 0)
-        self._run("rows", flat_out, aliased, (*flat, _contiguous(parameter), length, flat_out, partial))
+        self._run("rows", flat_out, aliased, (*flat, contiguous(parameter), length, flat_out, partial))
         return partial.reshape(-1, parameter.size).sum(axis=0) if self.sums else None
 
     def _columns(self, flat: list[Any], parameter: Any, length: int, flat_out: Any, aliased: int | None) -> Any:
@@ -301,52 +308,16 @@ def run(loops: tuple[Kernel, Kernel], size: int, arguments: tuple[Any, ...]) -> 
 
 def _acquire() -> bool:
     """Take the threads; False where another call has them."""
-    global _threads_started
-    taken = _threads.acquire(blocking=False)
-    _threads_started = _threads_started or taken
-    return taken
-
-
-def flattened(*arrays: Any, order: str = "any") -> list[Any]:
-    """The arrays as contiguous 1-d ones, elements in the same order; without a copy where all of them are dense."""
-    # A list, not a generator: this runs in every call, and a generator costs more than the checks.
-    if all([a.flags.carray or _is_dense(a) for a in arrays]):  # noqa: C419
-        return [a if a.ndim == 1 else a.reshape(-1) for a in arrays]
-    if order == "any" and all(a.flags.f_contiguous and a.flags.aligned for a in arrays):
-        return [a.T.reshape(-1) for a in arrays]
-    # A strided input costs a copy. The output is last: what it held does not matter.
-    *inputs, out = arrays
-    direct = out.flags.c_contiguous and out.flags.aligned
-    return [*(_contiguous(a).reshape(-1) for a in inputs), out.reshape(-1) if direct else np.empty(out.size, out.dtype)]
-
-
-def _is_dense(array: Any) -> bool:
-    """C-contiguous and aligned; `flags.carray` asks for writeable as well, in one access."""
-    return bool(array.flags.c_contiguous and array.flags.aligned)
-
-
-def _contiguous(array: Any) -> Any:
-    return np.require(array, requirements=["C", "A"])
-
-
-def delivered(out: Any, flat_out: Any) -> Any:
-    """Copy the result into an `out` that is not dense."""
-    if _is_copy(out, flat_out):
-        out[...] = flat_out.reshape(out.shape)
-    return out
+    return _threads.acquire(blocking=False)
 
 
 def _drop_aliased(inputs: Sequence[Any], out: Any, flat: list[Any], flat_out: Any) -> int | None:
     """The index of the input that is the output as well; it is taken from the flat ones."""
     for index, array in enumerate(inputs):
-        if array is out and not _is_copy(out, flat_out):
+        if array is out and not is_copy(out, flat_out):
             del flat[index]
             return index
     return None
-
-
-def _is_copy(out: Any, flat_out: Any) -> bool:
-    return flat_out.base is None and flat_out is not out
 
 
 def _signature(dtype: str, arrays: int, parameters: int) -> Any:

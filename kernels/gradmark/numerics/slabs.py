@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gradmark.numerics.layout import contiguous, is_dense
+
 
 def slabs(axis: int, *arrays: Any) -> tuple[list[Any], int, int, Any]:
     """The arrays, of which the last is to be written, along `axis`. Their lengths along it may differ.
@@ -28,12 +30,12 @@ def slabs(axis: int, *arrays: Any) -> tuple[list[Any], int, int, Any]:
         shape = arrays[-1].shape
         inner = 1 if axis == len(shape) - 1 else math.prod(shape[axis + 1 :])
         return [a if a.ndim == 1 else a.reshape(-1) for a in arrays], math.prod(shape[:axis]), inner, None
-    if not all(map(_is_dense, arrays)):
+    if not all(map(is_dense, arrays)):
         arrays, axis = _in_the_order_of_memory(axis, arrays)
     *inputs, out = arrays
     shape = out.shape
     outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-    if _is_dense(out):
+    if is_dense(out):
         return [*map(_flat, inputs), out.reshape(-1)], outer, inner, None
     return [*map(_flat, inputs), np.empty(out.size, out.dtype)], outer, inner, out
 
@@ -49,14 +51,9 @@ def _in_the_order_of_memory(axis: int, arrays: tuple[Any, ...]) -> tuple[tuple[A
     out = arrays[-1]
     order = sorted(range(out.ndim), key=lambda k: -abs(out.strides[k]))
     turned = tuple(a.transpose(order) for a in arrays)
-    return (turned, order.index(axis)) if all(map(_is_dense, turned)) else (arrays, axis)
-
-
-def _is_dense(array: Any) -> bool:
-    return bool(array.flags.c_contiguous and array.flags.aligned)
+    return (turned, order.index(axis)) if all(map(is_dense, turned)) else (arrays, axis)
 
 
 def _flat(array: Any) -> Any:
-    if not _is_dense(array):
-        array = np.require(array, requirements=["C", "A"])
+    array = contiguous(array)
     return array if array.ndim == 1 else array.reshape(-1)

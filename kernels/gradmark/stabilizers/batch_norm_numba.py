@@ -25,6 +25,7 @@ from numba.extending import register_jitable
 
 from gradmark.numerics import fused
 from gradmark.numerics.elementary import add_in_any_order, inlined
+from gradmark.numerics.layout import contiguous, delivered, flattened
 from gradmark.numerics.streaming import fence, store_past_caches
 from gradmark.stabilizers.arrays import moving_average
 from gradmark.stabilizers.loops_numba import Function, Loop
@@ -72,7 +73,7 @@ def batch_norm_backward(grad: Any, x: Any, weight: Any, mean: Any, invstd: Any, 
     dx = weight invstd (g - Σg / m - x̂ Σ(g x̂) / m).
     """
     dweight, dbias = np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
-    numbers = _weight(weight, x), _dense(mean), _dense(invstd)
+    numbers = _weight(weight, x), contiguous(mean), contiguous(invstd)
     dx = _run(_TRAINING_BACKWARD, (grad, x), numbers, out, (dweight, dbias))
     return (dx, None, None) if weight is None else (dx, dweight, dbias)
 
@@ -81,7 +82,7 @@ def batch_norm_inference(
     x: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, eps: float, out: Any
 ) -> Any:
     """Normalize by the running statistics."""
-    numbers = *_affine(weight, bias, x), _dense(running_mean), _dense(running_var), eps
+    numbers = *_affine(weight, bias, x), contiguous(running_mean), contiguous(running_var), eps
     return _run(_INFERENCE, (x,), numbers, out, ())
 
 
@@ -90,7 +91,7 @@ def batch_norm_inference_backward(
 ) -> tuple[Any, Any, Any]:
     """The gradients of `batch_norm_inference`: y is affine in x, so dx = weight invstd g."""
     dweight, dbias = np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
-    numbers = _weight(weight, x), _dense(running_mean), _dense(running_var), eps
+    numbers = _weight(weight, x), contiguous(running_mean), contiguous(running_var), eps
     dx = _run(_INFERENCE_BACKWARD, (grad, x), numbers, out, (dweight, dbias))
     return (dx, None, None) if weight is None else (dx, dweight, dbias)
 
@@ -112,12 +113,12 @@ def _run(kernel: _Kernel, inputs: tuple[Any, ...], numbers: tuple[Any, ...], out
     length = x.size // (batch * channels)
     flat = [*inputs, y]
     if not all([a.flags.carray for a in flat]):  # noqa: C419
-        flat = fused.flattened(*flat, order="C")
+        flat = flattened(*flat, order="C")
     *matrices, result = [a.reshape(batch, -1) for a in flat]
     streamed = int(y.nbytes >= fused.STREAM_FROM)
     arguments = *matrices, length, streamed, *numbers, result, *results
     kernel.groups.run(x.dtype, x.size, arguments, kernel.cells if _is_short_of_groups(x, length) else kernel.groups)
-    return fused.delivered(y, flat[-1])
+    return delivered(y, flat[-1])
 
 
 def _is_short_of_groups(x: Any, length: int) -> bool:
@@ -129,15 +130,11 @@ def _is_short_of_groups(x: Any, length: int) -> bool:
 
 
 def _affine(weight: Any, bias: Any, x: Any) -> tuple[Any, Any]:
-    return _weight(weight, x), np.zeros(x.shape[1], x.dtype) if bias is None else _dense(bias)
+    return _weight(weight, x), np.zeros(x.shape[1], x.dtype) if bias is None else contiguous(bias)
 
 
 def _weight(weight: Any, x: Any) -> Any:
-    return np.ones(x.shape[1], x.dtype) if weight is None else _dense(weight)
-
-
-def _dense(numbers: Any) -> Any:
-    return numbers if numbers.flags.carray else np.require(numbers, requirements=["C", "A"])
+    return np.ones(x.shape[1], x.dtype) if weight is None else contiguous(weight)
 
 
 # Cells. `group` counts groups of channels, `part` the cells of a group. A step is a function of an element of each of
@@ -170,9 +167,15 @@ def _cell(matrix: Any, length: Any, group: Any, part: Any) -> Any:
 def _spread(numbers: Any, places: Any, width: Any) -> Any:
     """The numbers of a cell's channels, one for each column."""
     columns = np.empty((4, STRIPE), numbers.dtype)
-    for i in range(width):
-        for k in range(4):
-            columns[k, i] = numbers[k, i // places]
+    for k in range(4):
+        if places == 1:
+            for i in range(width):
+                columns[k, i] = numbers[k, i]
+        else:
+            # A loop for each channel, not a division for each column.
+            for c in range(width // places):
+                for i in range(c * places, (c + 1) * places):
+                    columns[k, i] = numbers[k, c]
     return columns[0, :width], columns[1, :width], columns[2, :width], columns[3, :width]
 
 
@@ -228,6 +231,16 @@ def _summed(step: Function) -> Function:
         for i in range(lanes.shape[1]):
             lanes[1, i] += step(a[i], b[i], p0[i], p1[i], p2[i], p3[i])[1]
 
+    @inlined
+    def loop_of_two(a: Any, b: Any, a2: Any, b2: Any, p0: Any, p1: Any, p2: Any, p3: Any, lanes: Any) -> None:
+        # A lane is read and stored once for two rows.
+        for i in range(lanes.shape[1]):
+            u = step(a[i], b[i], p0[i], p1[i], p2[i], p3[i])[0]
+            lanes[0, i] += u + step(a2[i], b2[i], p0[i], p1[i], p2[i], p3[i])[0]
+        for i in range(lanes.shape[1]):
+            u = step(a[i], b[i], p0[i], p1[i], p2[i], p3[i])[1]
+            lanes[1, i] += u + step(a2[i], b2[i], p0[i], p1[i], p2[i], p3[i])[1]
+
     def add(a: Any, b: Any, length: Any, group: Any, part: Any, numbers: Any, sums: Any) -> None:
         c0, c1, n0, n1, k0, k1, places = _cell(a, length, group, part)
         real = numbers.dtype.type
@@ -250,11 +263,21 @@ def _summed(step: Function) -> Function:
             lanes = np.empty((2, k1 - k0), numbers.dtype)
             for start in range(n0, n1, LANE):
                 lanes[:] = zero
-                for n in range(start, min(start + LANE, n1)):
-                    loop(a[n, k0:k1], b[n, k0:k1], p0, p1, p2, p3, lanes)
-                for i in range(k1 - k0):
-                    sums[0, i // places] += np.float64(lanes[0, i])
-                    sums[1, i // places] += np.float64(lanes[1, i])
+                stop = min(start + LANE, n1)
+                for n in range(start, stop - 1, 2):
+                    a0, b0, a1, b1 = a[n, k0:k1], b[n, k0:k1], a[n + 1, k0:k1], b[n + 1, k0:k1]
+                    loop_of_two(a0, b0, a1, b1, p0, p1, p2, p3, lanes)
+                if (stop - start) % 2:
+                    loop(a[stop - 1, k0:k1], b[stop - 1, k0:k1], p0, p1, p2, p3, lanes)
+                if places == 1:
+                    for c in range(c1 - c0):
+                        sums[0, c] += np.float64(lanes[0, c])
+                        sums[1, c] += np.float64(lanes[1, c])
+                else:
+                    for c in range(c1 - c0):
+                        for i in range(c * places, (c + 1) * places):
+                            sums[0, c] += np.float64(lanes[0, i])
+                            sums[1, c] += np.float64(lanes[1, i])
 
     return inlined(add)
 
@@ -322,15 +345,18 @@ def _statistics(
     real = invstd.dtype.type
     total = x.shape[0] * length
     c0, c1, _, _, _, _, _ = _cell(x, length, group, 0)
+    counts, shares = np.empty(moments.shape[0]), np.empty(moments.shape[0])
+    for part in range(counts.size):
+        _, _, n0, n1, _, _, places = _cell(x, length, group, part)
+        counts[part] = (n1 - n0) * places
+        shares[part] = counts[part] / total
     for c in range(c0, c1):
         offset, square = 0.0, 0.0
-        for part in range(moments.shape[0]):
-            _, _, n0, n1, _, _, places = _cell(x, length, group, part)
-            offset += moments[part, 0, c - c0] * ((n1 - n0) * places / total)
-        for part in range(moments.shape[0]):
-            _, _, n0, n1, _, _, places = _cell(x, length, group, part)
+        for part in range(counts.size):
+            offset += moments[part, 0, c - c0] * shares[part]
+        for part in range(counts.size):
             d = moments[part, 0, c - c0] - offset
-            square += moments[part, 1, c - c0] + d * d * ((n1 - n0) * places)
+            square += moments[part, 1, c - c0] + d * d * counts[part]
         origin = _origin(x, length, c)
         mean[c] = origin + offset
         var[c] = square / total
@@ -499,18 +525,73 @@ def _scale(g: Any, unused: Any, scale: Any, p1: Any, p2: Any, p3: Any) -> Any:
     return g * scale
 
 
+@inlined
+def _normalize(x: Any, mean: Any, scale: Any, shift: Any) -> Any:
+    return (x - mean) * scale + shift
+
+
+@inlined
+def _normalize_row(x: Any, mean: Any, scale: Any, shift: Any, out: Any) -> None:
+    for i in range(out.size):
+        out[i] = _normalize(x[i], mean[i], scale[i], shift[i])
+
+
 def _batch_norm_inference(
     x: Any, length: Any, streamed: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: Any, y: Any
 ) -> None:
-    across, _, groups, parts = _grid(x.shape[0], mean.size, length)
-    numbers = np.empty((4, mean.size), y.dtype)
-    for c in range(mean.size):
+    # In the order of memory, as no element is needed twice.
+    rows, width = x.shape
+    channels = mean.size
+    numbers = np.empty((3, channels), y.dtype)
+    for c in range(channels):
         numbers[0, c] = mean[c]
         numbers[1, c] = np.float64(weight[c]) / math.sqrt(np.float64(var[c]) + eps)
         numbers[2, c] = bias[c]
-    for cell in prange(groups * parts):
-        c0, c1 = _channels(cell // parts, across, mean.size)
-        _apply_affine(x, x, length, cell // parts, cell % parts, numbers[:, c0:c1], streamed, y)
+    if length >= LONG_RUN:
+        # A channel of a row, or a piece of it; several where they are short.
+        pieces = (length + fused.CHUNK - 1) // fused.CHUNK
+        together = max(1, fused.CHUNK // length)
+        runs = rows * channels * pieces
+        for share in prange((runs + together - 1) // together):
+            buffer = np.empty(STRIPE if streamed else 0, y.dtype)
+            for run in range(share * together, min((share + 1) * together, runs)):
+                n, c = run // pieces // channels, run // pieces % channels
+                p0, p1, p2 = numbers[0, c], numbers[1, c], numbers[2, c]
+                begin = c * length + run % pieces * fused.CHUNK
+                end = min(begin + fused.CHUNK, (c + 1) * length)
+                if streamed:
+                    for first in range(begin, end, STRIPE):
+                        last = min(first + STRIPE, end)
+                        k = np.uint64(first)
+                        for i in range(np.uint64(last - first)):
+                            buffer[i] = _normalize(x[n, k + i], p0, p1, p2)
+                        store_past_caches(buffer[: last - first], y[n, first:last])
+                else:
+                    # Unsigned: Numba compares what may be negative with 0 at each element.
+                    k = np.uint64(begin)
+                    for i in range(np.uint64(end - begin)):
+                        y[n, k + i] = _normalize(x[n, k + i], p0, p1, p2)
+            if streamed:
+                fence()
+    else:
+        columns = np.empty((3, width), y.dtype)
+        for which in range(3):
+            for i in range(width):
+                columns[which, i] = numbers[which, i // length]
+        together = max(1, fused.CHUNK // width)
+        for share in prange((rows + together - 1) // together):
+            buffer = np.empty(STRIPE if streamed else 0, y.dtype)
+            for n in range(share * together, min((share + 1) * together, rows)):
+                for first in range(0, width, STRIPE):
+                    last = min(first + STRIPE, width)
+                    c0, c1, c2 = columns[0, first:last], columns[1, first:last], columns[2, first:last]
+                    if streamed:
+                        _normalize_row(x[n, first:last], c0, c1, c2, buffer[: last - first])
+                        store_past_caches(buffer[: last - first], y[n, first:last])
+                    else:
+                        _normalize_row(x[n, first:last], c0, c1, c2, y[n, first:last])
+            if streamed:
+                fence()
 
 
 def _batch_norm_inference_backward(

@@ -5,6 +5,9 @@ value, one. Arithmetic is in float64, as a coefficient may be subnormal in float
 
 The loops know the arrays by their addresses, which spares a call for each of them, and take them in chunks. The sums
 of the chunks are added in order: the bits do not depend on the threads. Arrays that are not C-contiguous are copied.
+
+A thread walks chunks that follow each other. Dealt out in turns, or walked backwards to find in the cache what was
+read last, 40 M elements took 1.15 times as long, for the sum and for the product (both in one run, 15 rounds).
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ from numba.extending import intrinsic, register_jitable
 from gradmark.numerics import fused
 from gradmark.numerics.compile_cache import jit
 from gradmark.numerics.elementary import add_in_any_order
+from gradmark.numerics.layout import delivered, flattened
 from gradmark.stabilizers import clipping
 from gradmark.stabilizers.arrays import outputs
 from gradmark.stabilizers.loops_numba import Function, Loop
 
-LANES = 1 << 6
-"""Turns in which the chunks are dealt out: a large array is shared by the threads wherever it is in the list."""
+SHARES = 1 << 6
+"""Stretches of chunks with about as many elements each: the threads share a large array wherever it is in the list."""
 
 _KINDS = (0.0, math.inf, math.nan)
 
@@ -96,6 +100,8 @@ class _Part(NamedTuple):
     """Of each chunk: the index of its array."""
     sizes: Any
     """Of each chunk: its elements."""
+    bounds: Any
+    """Where each of the SHARES begins and the last ends, as indices of chunks."""
     addresses: tuple[Any, ...]
     """Of each chunk, by role: its first element."""
     elements: int
@@ -115,7 +121,7 @@ class _Lists:
         for part in self._parts:
             found = np.empty(part.sizes.size)
             addresses = [part.addresses[role] for role in roles]
-            arguments = part.like, *addresses, part.sizes, *map(float, numbers), found
+            arguments = part.like, *addresses, part.sizes, part.bounds, *map(float, numbers), found
             loop.run(part.like.dtype, part.elements, arguments)
             results.append((part, found))
         return results
@@ -128,7 +134,7 @@ class _Lists:
         """Copy what was written into those of the results that are not dense."""
         if not self._direct:
             for y, flat in zip(results, self._flat[-1], strict=True):
-                fused.delivered(y, flat)
+                delivered(y, flat)
         return results
 
 
@@ -138,7 +144,7 @@ def _flattened(roles: Sequence[Sequence[Any]]) -> tuple[list[list[Any]], bool]:
     if all([a.flags.carray for role in distinct.values() for a in role]):  # noqa: C419
         flat = {key: [a if a.ndim == 1 else a.reshape(-1) for a in role] for key, role in distinct.items()}
         return [flat[id(role)] for role in roles], True
-    together = [fused.flattened(*arrays) for arrays in zip(*roles, strict=True)]
+    together = [flattened(*arrays) for arrays in zip(*roles, strict=True)]
     return [list(role) for role in zip(*together, strict=True)] or [[] for _ in roles], False
 
 
@@ -163,12 +169,18 @@ def _part(dtype: Any, indices: Sequence[int], roles: list[list[Any]]) -> _Part:
     owners = np.arange(sizes.size).repeat(counts)
     starts = (np.arange(owners.size) - (counts.cumsum() - counts)[owners]) * fused.CHUNK
     addresses = {key: array[owners] + starts * dtype.itemsize for key, array in first.items()}
+    chunks = np.minimum(sizes[owners] - starts, fused.CHUNK)
+    ends = chunks.cumsum()
+    elements = int(ends[-1]) if ends.size else 0
+    bounds = ends.searchsorted(np.arange(SHARES + 1) * (elements / SHARES))
+    bounds[-1] = chunks.size
     return _Part(
         np.empty(0, dtype),
         np.asarray(indices)[owners],
-        np.minimum(sizes[owners] - starts, fused.CHUNK),
+        chunks,
+        bounds,
         tuple(addresses[id(role)] for role in roles),
-        int(sizes.sum()),
+        elements,
     )
 
 
@@ -235,10 +247,12 @@ def _subtract(g: Any, v: Any, c: Any, k: Any, scale: Any, out: Any) -> None:
 @register_jitable
 def _clamp(a: Any, limit: Any, out: Any) -> Any:
     """The largest kind met: 0 a finite number, 1 an infinity, 2 NaN."""
-    largest_kind = 0
+    # Of 32 bits: integers of 64 would halve the lanes of float32.
+    none, infinity, nan = np.int32(0), np.int32(1), np.int32(2)
+    largest_kind = none
     for i in range(out.size):
         value = a[i]
-        kind = 2 if value != value else (1 if abs(value) == np.inf else 0)
+        kind = nan if value != value else (infinity if abs(value) == np.inf else none)
         largest_kind = max(largest_kind, kind)
         out[i] = limit if value > limit else (-limit if value < -limit else value)
     return largest_kind
@@ -251,23 +265,22 @@ def _mask(g: Any, v: Any, limit: Any, out: Any) -> None:
         out[i] = v[i] if abs(g[i]) <= limit else zero
 
 
-def _clip_squares(like: Any, a: Any, sizes: Any, scale: Any, found: Any) -> None:
-    for lane in prange(LANES):
-        for chunk in range(lane, sizes.size, LANES):
+def _clip_squares(like: Any, a: Any, sizes: Any, bounds: Any, scale: Any, found: Any) -> None:
+    for share in prange(SHARES):
+        for chunk in range(bounds[share], bounds[share + 1]):
             found[chunk] = _squares_of(_at(a[chunk], sizes[chunk], like), scale)
 
 
-def _clip_dots(like: Any, g: Any, v: Any, sizes: Any, scale: Any, found: Any) -> None:
-    for lane in prange(LANES):
-        for chunk in range(lane, sizes.size, LANES):
+def _clip_dots(like: Any, g: Any, v: Any, sizes: Any, bounds: Any, scale: Any, found: Any) -> None:
+    for share in prange(SHARES):
+        for chunk in range(bounds[share], bounds[share + 1]):
             size = sizes[chunk]
             found[chunk] = _dot_of(_at(g[chunk], size, like), _at(v[chunk], size, like), scale)
 
 
-def _clip_scaled(like: Any, a: Any, y: Any, sizes: Any, factor: Any, found: Any) -> None:
-    for lane in prange(LANES):
-        # From the end: what the sum has read last is still in the cache.
-        for chunk in range(sizes.size - 1 - lane, -1, -LANES):
+def _clip_scaled(like: Any, a: Any, y: Any, sizes: Any, bounds: Any, factor: Any, found: Any) -> None:
+    for share in prange(SHARES):
+        for chunk in range(bounds[share], bounds[share + 1]):
             target = _at(y[chunk], sizes[chunk], like)
             if a[chunk] == y[chunk]:
                 _scale_in_place(target, factor)
@@ -275,32 +288,34 @@ def _clip_scaled(like: Any, a: Any, y: Any, sizes: Any, factor: Any, found: Any)
                 _scale(_at(a[chunk], sizes[chunk], like), factor, target)
 
 
-def _clip_differences(like: Any, g: Any, v: Any, d: Any, sizes: Any, c: Any, k: Any, scale: Any, found: Any) -> None:
-    for lane in prange(LANES):
-        for chunk in range(sizes.size - 1 - lane, -1, -LANES):
+def _clip_differences(
+    like: Any, g: Any, v: Any, d: Any, sizes: Any, bounds: Any, c: Any, k: Any, scale: Any, found: Any
+) -> None:
+    for share in prange(SHARES):
+        for chunk in range(bounds[share], bounds[share + 1]):
             size = sizes[chunk]
             _subtract(_at(g[chunk], size, like), _at(v[chunk], size, like), c, k, scale, _at(d[chunk], size, like))
 
 
-def _clip_clamped(like: Any, a: Any, y: Any, sizes: Any, limit: Any, found: Any) -> None:
+def _clip_clamped(like: Any, a: Any, y: Any, sizes: Any, bounds: Any, limit: Any, found: Any) -> None:
     bound = like.dtype.type(min(limit, np.finfo(like.dtype).max))
-    for lane in prange(LANES):
-        for chunk in range(lane, sizes.size, LANES):
+    for share in prange(SHARES):
+        for chunk in range(bounds[share], bounds[share + 1]):
             size = sizes[chunk]
             found[chunk] = _clamp(_at(a[chunk], size, like), bound, _at(y[chunk], size, like))
 
 
-def _clip_masked(like: Any, g: Any, v: Any, d: Any, sizes: Any, limit: Any, found: Any) -> None:
+def _clip_masked(like: Any, g: Any, v: Any, d: Any, sizes: Any, bounds: Any, limit: Any, found: Any) -> None:
     bound = like.dtype.type(min(limit, np.finfo(like.dtype).max))
-    for lane in prange(LANES):
-        for chunk in range(lane, sizes.size, LANES):
+    for share in prange(SHARES):
+        for chunk in range(bounds[share], bounds[share + 1]):
             size = sizes[chunk]
             _mask(_at(g[chunk], size, like), _at(v[chunk], size, like), bound, _at(d[chunk], size, like))
 
 
-_squares = Loop(_clip_squares, "raasp")
-_dots = Loop(_clip_dots, "raaasp")
-_scaled = Loop(_clip_scaled, "raaasp")
-_differences = Loop(_clip_differences, "raaaasssp")
-_clamped = Loop(_clip_clamped, "raaasp")
-_masked = Loop(_clip_masked, "raaaasp")
+_squares = Loop(_clip_squares, "raaasp")
+_dots = Loop(_clip_dots, "raaaasp")
+_scaled = Loop(_clip_scaled, "raaaasp")
+_differences = Loop(_clip_differences, "raaaaasssp")
+_clamped = Loop(_clip_clamped, "raaaasp")
+_masked = Loop(_clip_masked, "raaaaasp")

@@ -22,6 +22,8 @@ SCHEMA = 1
 """Of the result files. Raise it when a field changes its meaning or goes; a new field does not."""
 
 _DISTRIBUTIONS = ("numpy", "numba", "llvmlite", "torch", "scipy")
+VECTOR_EXTENSIONS = ("avx512f", "avx2", "avx", "sse2", "sve", "asimd")
+"""As Linux calls them, the widest of a family first."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -66,9 +68,14 @@ def versions() -> dict[str, str | None]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the cores that this process may use, the memory in bytes, the system, and how busy it is."""
+    """The processor, the cores that this process may use, the memory in bytes, the system, and how busy it is.
+
+    One model name covers processors of different width (virtual machines often say no more than "AMD EPYC"), so
+    `vectors` tells the widest vector extension; None where the system does not.
+    """
     return {
         "cpu": _cpu_model(),
+        "vectors": _vectors(),
         "cores": _usable_cores(),
         "memory_bytes": _memory_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -95,15 +102,25 @@ def other_cpu_seconds() -> float | None:
 
 def _cpu_model() -> str:
     # platform.processor() is empty on many Linux distributions, and "x86_64" on others.
+    return _cpuinfo("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def _vectors() -> str | None:
+    flags = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
+    return next((name for name in VECTOR_EXTENSIONS if name in flags), None)
+
+
+def _cpuinfo(field: str) -> str | None:
+    """A field of the first processor, as Linux tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
+        return None
     for line in lines:
         key, _, value = line.partition(":")
-        if key.strip() == "model name" and value.strip():
+        if key.strip() == field and value.strip():
             return value.strip()
-    return platform.processor() or platform.machine() or "unknown"
+    return None
 
 
 def _usable_cores() -> int:
