@@ -539,7 +539,8 @@ def _normalize_row(x: Any, mean: Any, scale: Any, shift: Any, out: Any) -> None:
 def _batch_norm_inference(
     x: Any, length: Any, streamed: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: Any, y: Any
 ) -> None:
-    # In the order of memory, as no element is needed twice.
+    # In the order of memory, as no element is needed twice. Streamed stores lose in this order: 5.1 instead of 3.7 ms
+    # at 2^24 elements of float32, interleaved.
     rows, width = x.shape
     channels = mean.size
     numbers = np.empty((3, channels), y.dtype)
@@ -553,26 +554,14 @@ def _batch_norm_inference(
         together = max(1, fused.CHUNK // length)
         runs = rows * channels * pieces
         for share in prange((runs + together - 1) // together):
-            buffer = np.empty(STRIPE if streamed else 0, y.dtype)
             for run in range(share * together, min((share + 1) * together, runs)):
                 n, c = run // pieces // channels, run // pieces % channels
                 p0, p1, p2 = numbers[0, c], numbers[1, c], numbers[2, c]
                 begin = c * length + run % pieces * fused.CHUNK
-                end = min(begin + fused.CHUNK, (c + 1) * length)
-                if streamed:
-                    for first in range(begin, end, STRIPE):
-                        last = min(first + STRIPE, end)
-                        k = np.uint64(first)
-                        for i in range(np.uint64(last - first)):
-                            buffer[i] = _normalize(x[n, k + i], p0, p1, p2)
-                        store_past_caches(buffer[: last - first], y[n, first:last])
-                else:
-                    # Unsigned: Numba compares what may be negative with 0 at each element.
-                    k = np.uint64(begin)
-                    for i in range(np.uint64(end - begin)):
-                        y[n, k + i] = _normalize(x[n, k + i], p0, p1, p2)
-            if streamed:
-                fence()
+                # Unsigned: Numba compares what may be negative with 0 at each element.
+                k = np.uint64(begin)
+                for i in range(np.uint64(min(fused.CHUNK, (c + 1) * length - begin))):
+                    y[n, k + i] = _normalize(x[n, k + i], p0, p1, p2)
     else:
         columns = np.empty((3, width), y.dtype)
         for which in range(3):
@@ -580,18 +569,11 @@ def _batch_norm_inference(
                 columns[which, i] = numbers[which, i // length]
         together = max(1, fused.CHUNK // width)
         for share in prange((rows + together - 1) // together):
-            buffer = np.empty(STRIPE if streamed else 0, y.dtype)
             for n in range(share * together, min((share + 1) * together, rows)):
                 for first in range(0, width, STRIPE):
                     last = min(first + STRIPE, width)
                     c0, c1, c2 = columns[0, first:last], columns[1, first:last], columns[2, first:last]
-                    if streamed:
-                        _normalize_row(x[n, first:last], c0, c1, c2, buffer[: last - first])
-                        store_past_caches(buffer[: last - first], y[n, first:last])
-                    else:
-                        _normalize_row(x[n, first:last], c0, c1, c2, y[n, first:last])
-            if streamed:
-                fence()
+                    _normalize_row(x[n, first:last], c0, c1, c2, y[n, first:last])
 
 
 def _batch_norm_inference_backward(
