@@ -185,15 +185,21 @@ def _parts(subject: Any) -> Iterable[bytes]:
 
 
 def _program(file: Path) -> str:
-    tree = ast.parse(file.read_bytes())
-    for node in ast.walk(tree):
-        # A docstring, and what stands below an attribute in its place.
-        if isinstance(body := getattr(node, "body", None), list):
-            node.body = [statement for statement in body if not _is_text(statement)]  # type: ignore[attr-defined]
-    return ast.dump(tree)
+    return _dumped(ast.parse(file.read_bytes()))
 
 
-def _is_text(statement: ast.stmt) -> bool:
+def _dumped(node: Any) -> str:
+    """A syntax tree as text, the same for every version of Python: without the fields that hold nothing."""
+    if isinstance(node, list):
+        return "[" + ", ".join(_dumped(item) for item in node if not _is_text(item)) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({', '.join(f'{name}={_dumped(value)}' for name, value in fields)})"
+
+
+def _is_text(statement: Any) -> bool:
+    """A docstring, or a text in the place of one: below an attribute, say."""
     return (
         isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Constant)

@@ -338,7 +338,7 @@ def _entry(subject: Subject, backend: str, stride: int, head: Mapping[str, Any])
 def _code(operation: str, backend: str) -> str:
     """A fingerprint of what an entry is about: the row, the backend's activations, what they stand on, the judge.
 
-    Nothing that is swept draws random numbers.
+    Nothing is swept with a seed (rrelu has one in training only).
     """
     import gradmark
     from gradmark import catalog

@@ -491,6 +491,8 @@ def test_the_fingerprint_is_that_of_the_program(tmp_path):
     plain = fingerprint("A = 1\ndef f(x):\n    return x + A\n")
     assert plain == fingerprint('"""Doc."""\nA = 1  # one\n"""The A."""\ndef f(x):\n    "f."\n    return (x +\n A)\n')
     assert plain != fingerprint("A = 1\ndef f(x):\n    return A + x\n")
+    assert plain != fingerprint("A = 1\ndef f(x, /):\n    return x + A\n")
+    assert plain != fingerprint("A = '1'\ndef f(x):\n    return x + A\n")
     assert plain != fingerprint("A = 2\ndef f(x):\n    return x + A\n")
 
 

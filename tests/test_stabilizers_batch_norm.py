@@ -323,10 +323,11 @@ def test_the_mean_of_a_channel_with_an_infinity_is_that_infinity(dtype, place, s
 
 @pytest.mark.parametrize("shape", [(64, 1), (2, 1, 2048), (2, 2, 31)], ids=str)
 @pytest.mark.parametrize("name", ["numpy", "numba"])
-def test_sums_of_gradients_do_not_overflow_on_their_way(name, shape):
-    """ATen's do: it adds float32 gradients in float32."""
+@pytest.mark.parametrize("size", [1e38, 2e38])
+def test_sums_of_gradients_do_not_overflow_on_their_way(size, name, shape):
+    """ATen's do: it adds float32 gradients in float32. Of the larger ones, two are beyond it already."""
     arrays = Arrays(name, "float32")
-    grad = np.full(shape, 1e38)
+    grad = np.full(shape, size)
     grad[shape[0] // 2 :] *= -1
     x, zeros, ones = np.random.default_rng(2).standard_normal(shape), np.zeros(shape[1]), np.ones(shape[1])
     arguments = [arrays(v) for v in (grad, x, ones, zeros, ones)]

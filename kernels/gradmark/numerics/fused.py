@@ -64,7 +64,8 @@ _threads = threading.Lock()
 def _after_fork_in_child() -> None:
     """OpenMP's threads do not survive a fork, and using them kills the child: there the loops run serially.
 
-    Compiling or loading a parallel loop starts them already, whoever does it.
+    Compiling or loading a parallel loop starts them already, whoever does it. This module must have been imported
+    before the fork: of what others did earlier, nobody here knows.
     """
     global _threads
     _threads = threading.Lock()

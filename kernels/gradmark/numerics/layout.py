@@ -8,7 +8,7 @@ import numpy as np
 
 
 def is_dense(array: Any) -> bool:
-    """C-contiguous and aligned; `flags.carray` asks for writeable as well, in one access."""
+    """C-contiguous and aligned."""
     return bool(array.flags.c_contiguous and array.flags.aligned)
 
 
@@ -27,7 +27,8 @@ def flattened(*arrays: Any, order: str = "any") -> list[Any]:
     order : str
         "C", or "any": Fortran's order is taken as well, where all have it.
     """
-    # A list, not a generator: this runs in every call, and a generator costs more than the checks.
+    # A list, not a generator: this runs in every call, and a generator costs more than the checks. `carray`, which asks
+    # for writeable as well, is one access.
     if all([a.flags.carray or is_dense(a) for a in arrays]):  # noqa: C419
         return [a if a.ndim == 1 else a.reshape(-1) for a in arrays]
     if order == "any" and all(a.flags.f_contiguous and a.flags.aligned for a in arrays):

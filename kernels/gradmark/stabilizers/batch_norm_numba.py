@@ -7,10 +7,12 @@ for each column: so the loop over elements runs across the channels. Where they 
 
 The sums of a channel's cells are added in the order of the cells: the bits depend on the shape, not on the threads.
 Where all threads find groups of channels to work on, each takes whole groups, and reads their elements for the second
-time from its own cache. Otherwise the threads share the cells of each pass.
+time from its own cache. Otherwise the threads share the cells of each pass. A result beyond the last-level cache is
+stored past the caches, where the runs are long enough for whole lines.
 
-A result beyond the last-level cache is stored past the caches, where the runs are long enough for whole lines. Arrays
-that are not C-contiguous are copied first.
+Normalizing by running statistics needs no cells: it walks the rows as they lie in memory, and stores as ever.
+
+Arrays that are not C-contiguous are copied first.
 """
 
 from __future__ import annotations
@@ -97,6 +99,8 @@ def batch_norm_inference_backward(
 
 
 class _Kernel(NamedTuple):
+    """One loop twice, where nothing waits for sums over the whole."""
+
     groups: Loop
     """Each thread takes whole groups of channels."""
     cells: Loop
@@ -233,13 +237,14 @@ def _summed(step: Function) -> Function:
 
     @inlined
     def loop_of_two(a: Any, b: Any, a2: Any, b2: Any, p0: Any, p1: Any, p2: Any, p3: Any, lanes: Any) -> None:
-        # A lane is read and stored once for two rows.
+        # A lane is read and stored once for two rows, whose sum must not overflow where a lane would not.
+        real = lanes.dtype.type
         for i in range(lanes.shape[1]):
-            u = step(a[i], b[i], p0[i], p1[i], p2[i], p3[i])[0]
-            lanes[0, i] += u + step(a2[i], b2[i], p0[i], p1[i], p2[i], p3[i])[0]
+            u = real(step(a[i], b[i], p0[i], p1[i], p2[i], p3[i])[0])
+            lanes[0, i] += u + real(step(a2[i], b2[i], p0[i], p1[i], p2[i], p3[i])[0])
         for i in range(lanes.shape[1]):
-            u = step(a[i], b[i], p0[i], p1[i], p2[i], p3[i])[1]
-            lanes[1, i] += u + step(a2[i], b2[i], p0[i], p1[i], p2[i], p3[i])[1]
+            u = real(step(a[i], b[i], p0[i], p1[i], p2[i], p3[i])[1])
+            lanes[1, i] += u + real(step(a2[i], b2[i], p0[i], p1[i], p2[i], p3[i])[1])
 
     def add(a: Any, b: Any, length: Any, group: Any, part: Any, numbers: Any, sums: Any) -> None:
         c0, c1, n0, n1, k0, k1, places = _cell(a, length, group, part)
@@ -291,9 +296,14 @@ def _sum_offsets(x: Any, unused: Any, origin: Any, p1: Any, p2: Any, p3: Any) ->
     return d, d * d
 
 
+@inlined
+def _normalize(x: Any, mean: Any, scale: Any, shift: Any) -> Any:
+    return (x - mean) * scale + shift
+
+
 @_elementwise
 def _apply_affine(x: Any, unused: Any, mean: Any, scale: Any, shift: Any, p3: Any) -> Any:
-    return (x - mean) * scale + shift
+    return _normalize(x, mean, scale, shift)
 
 
 @register_jitable
@@ -526,11 +536,6 @@ def _scale(g: Any, unused: Any, scale: Any, p1: Any, p2: Any, p3: Any) -> Any:
 
 
 @inlined
-def _normalize(x: Any, mean: Any, scale: Any, shift: Any) -> Any:
-    return (x - mean) * scale + shift
-
-
-@inlined
 def _normalize_row(x: Any, mean: Any, scale: Any, shift: Any, out: Any) -> None:
     for i in range(out.size):
         out[i] = _normalize(x[i], mean[i], scale[i], shift[i])
@@ -565,15 +570,19 @@ def _batch_norm_inference(
     else:
         columns = np.empty((3, width), y.dtype)
         for which in range(3):
-            for i in range(width):
-                columns[which, i] = numbers[which, i // length]
-        together = max(1, fused.CHUNK // width)
-        for share in prange((rows + together - 1) // together):
-            for n in range(share * together, min((share + 1) * together, rows)):
-                for first in range(0, width, STRIPE):
-                    last = min(first + STRIPE, width)
-                    c0, c1, c2 = columns[0, first:last], columns[1, first:last], columns[2, first:last]
-                    _normalize_row(x[n, first:last], c0, c1, c2, y[n, first:last])
+            for c in range(channels):
+                for i in range(c * length, (c + 1) * length):
+                    columns[which, i] = numbers[which, c]
+        # A stripe of a row; several rows where they are short.
+        stripes = (width + STRIPE - 1) // STRIPE
+        together = max(1, STRIPE // width)
+        for share in prange((rows + together - 1) // together * stripes):
+            first = share % stripes * STRIPE
+            last = min(first + STRIPE, width)
+            p0, p1, p2 = columns[0, first:last], columns[1, first:last], columns[2, first:last]
+            n0 = share // stripes * together
+            for n in range(n0, min(n0 + together, rows)):
+                _normalize_row(x[n, first:last], p0, p1, p2, y[n, first:last])
 
 
 def _batch_norm_inference_backward(
