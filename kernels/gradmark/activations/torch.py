@@ -7,6 +7,7 @@ contract. Functions here take `out` and write to it; `grad` and `x` may be the s
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from typing import Any
 
@@ -452,9 +453,20 @@ def _reach(slope: Any) -> Any:
 
 def _gelu_into(x: Any, approximate: str, out: Any) -> Any:
     # On the CPU, aten.gelu.out leaves an `out` that is not contiguous as it was (seen in torch 2.13.0).
+    if _drops_signs_of_zeros(x.device.type, x.dtype, approximate):
+        return torch.copysign(aten.gelu.default(x, approximate=approximate), x, out=out)
     if out.is_contiguous():
         return aten.gelu.out(x, approximate=approximate, out=out)
     return out.copy_(aten.gelu.default(x, approximate=approximate))
+
+
+@functools.cache
+def _drops_signs_of_zeros(device: str, dtype: Any, approximate: str) -> bool:
+    """Whether gelu(-0) is +0, as oneDNN's is in float32 on processors with AVX2 and without AVX-512 (torch 2.13.0)."""
+    if device != "cpu":
+        return False
+    zeros = torch.full((2,), -0.0, dtype=dtype)
+    return not bool(torch.signbit(aten.gelu.default(zeros, approximate=approximate)).all())
 
 
 def _from_output(operator: Any, grad: Any, y: Any, out: Any) -> Any:
