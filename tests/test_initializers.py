@@ -110,24 +110,13 @@ def test_a_zero_length_gives_no_weights(row_name, backend, shape):
     assert tuple(make(backend, row_name, shape).shape) == shape
 
 
-@pytest.mark.parametrize("row_name", [name for name, row in ROWS.items() if row.distribution in ("uniform", "fixed")])
+@pytest.mark.parametrize("row_name", [name for name, row in ROWS.items() if row.distribution != "orthogonal"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_backends_give_equal_bits(row_name, dtype):
     for shape in [*shapes_of(row_name), (300, 301)]:
         for parameters in sampled(row_name):
             reference, *others = (values(make(b, row_name, shape, dtype, 5, **parameters)) for b in gradmark.BACKENDS)
             assert all(other.tobytes() == reference.tobytes() for other in others)
-
-
-@pytest.mark.parametrize("row_name", [name for name, row in ROWS.items() if row.distribution == "normal"])
-@pytest.mark.parametrize(("dtype", "ulp"), [("float32", 1), ("float64", 5)])
-def test_normals_of_all_backends_agree_to_a_few_ulp(row_name, dtype, ulp):
-    # Of |mean| + std: a weight near 0 with a mean of another size has the mean's rounding. Bounds as in test_philox.
-    for parameters in sampled(row_name):
-        found = [values(make(b, row_name, (300, 301), dtype, 5, **parameters)) for b in gradmark.BACKENDS]
-        scale = np.maximum(np.abs(found[0]), abs(parameters.get("mean", 0.0)))
-        unit = np.spacing(scale.astype(dtype)).astype(np.float64)
-        assert all(np.max(np.abs(other - found[0]) / unit) <= ulp for other in found[1:])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

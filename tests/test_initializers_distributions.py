@@ -18,16 +18,16 @@ from gradmark.initializers.public import fans
 FALSE_ALARM = 1e-6
 
 ROWS = {row.name: row for row in catalog.INITIALIZERS}
-INDEPENDENT = [name for name, row in ROWS.items() if row.distribution in ("uniform", "normal")]
+INDEPENDENT = [name for name, row in ROWS.items() if row.distribution in ("uniform", "normal", "truncated")]
 SCALED = [name for name in INDEPENDENT if ROWS[name].of is not None]
 
 LINEAR, CONVOLUTION = (300, 250), (48, 32, 5, 7)
 SEED = 20260101
 
+_LEAKY = "he_uniform he_normal lecun_uniform lecun_normal"
 PEER_ARGUMENTS = {
     "uniform_fan_in": lambda gain: {"a": math.sqrt(6 / gain**2 - 1)},
-    "he_uniform": lambda gain: {"a": math.sqrt(max(0.0, 2 / gain**2 - 1))},
-    "he_normal": lambda gain: {"a": math.sqrt(max(0.0, 2 / gain**2 - 1))},
+    **dict.fromkeys(_LEAKY.split(), lambda gain: {"a": math.sqrt(max(0.0, 2 / gain**2 - 1))}),
 }
 """Where the function of torch.nn.init has no gain but the slope `a` of a leaky ReLU: it scales by √(2 / (1 + a²))."""
 
@@ -50,6 +50,9 @@ def stated(row_name, shape, parameters):
     arguments = parameters if row.of is None else row.arguments(*fans(shape), **parameters)
     if row.distribution == "uniform":
         return stats.uniform(arguments["low"], arguments["high"] - arguments["low"])
+    if row.distribution == "truncated":
+        mean, std, a, b = (arguments[name] for name in ("mean", "std", "a", "b"))
+        return stats.truncnorm((a - mean) / std, (b - mean) / std, mean, std)
     return stats.norm(arguments["mean"], arguments["std"])
 
 
@@ -118,7 +121,29 @@ def test_tails_of_the_normal(backend, dtype):
     assert stats.binomtest(int((sample > 4.0).sum()), sample.size, expected).pvalue > FALSE_ALARM
 
 
-@pytest.mark.parametrize("row_name", SCALED)
+@every_backend
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_truncated_weights_keep_their_bounds_and_come_near_them(backend, dtype):
+    # 0.1 is below, -0.3 and 0.3 are above or below a float of each dtype: the bounds are not rounded outwards.
+    if dtype not in gradmark.backend(backend).dtypes:
+        pytest.skip(f"{backend} has no {dtype}")
+    for a, b in ((-0.3, 0.1), (0.1, 0.3), (-2.0, 2.0)):
+        sample = weights(backend, "trunc_normal", (300, 400), dtype, a=a, b=b)
+        assert a <= sample.min() <= a + 0.01
+        assert b - 0.01 <= sample.max() <= b
+
+
+@pytest.mark.parametrize("row_name", [name for name in SCALED if ROWS[name].distribution == "truncated"])
+def test_truncation_leaves_the_scale(row_name):
+    """JAX and Keras divide by 0.87962566103423978; the standard deviation is that of the normal variant."""
+    assert pytest.approx(0.87962566103423978, rel=1e-15) == catalog.TRUNCATED_STD
+    normal = ROWS[row_name.replace("_truncated", "")]
+    for gain in (0.5, 1.0):
+        expected = normal.arguments(30, 50, gain=gain)["std"]
+        assert stated(row_name, (50, 30), {"gain": gain}).std() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("row_name", [name for name in SCALED if ROWS[name].distribution != "truncated"])
 @pytest.mark.parametrize("shape", [LINEAR, CONVOLUTION, (3, 5), (7, 2, 3)])
 @pytest.mark.parametrize("gain", [None, 0.5, 1.0])
 def test_scales_are_those_of_pytorch(row_name, shape, gain, monkeypatch):

@@ -203,7 +203,7 @@ class Rowwise:
         return None
 
 
-Distribution = Literal["uniform", "normal", "orthogonal", "fixed"]
+Distribution = Literal["uniform", "normal", "truncated", "orthogonal", "fixed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -893,6 +893,19 @@ def _centred(std: float) -> Mapping[str, float]:
     return {"mean": 0.0, "std": std}
 
 
+TRUNCATED_STD = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
+"""The standard deviation of N(0, 1) within [-2, 2], 0.8796: 1 - 2 · 2 φ(2) / (2 Φ(2) - 1) is its square."""
+
+
+def _truncated(std: float) -> Mapping[str, float]:
+    """Arguments of `trunc_normal` with this standard deviation, after truncation at two of those before it."""
+    wider = std / TRUNCATED_STD
+    return {"mean": 0.0, "std": wider, "a": -2.0 * wider, "b": 2.0 * wider}
+
+
+_TRUNCATION = "truncated at ±2 σ' = ±2 σ / 0.8796, so that σ is what is left, as in JAX and Keras"
+
+
 INITIALIZERS: tuple[Initializer, ...] = (
     Initializer(
         name="uniform",
@@ -917,6 +930,19 @@ INITIALIZERS: tuple[Initializer, ...] = (
         peer="torch.nn.init.normal_",
     ),
     Initializer(
+        name="trunc_normal",
+        formula="N(mean, std²) within [a, b]",
+        source="the inverse of its distribution function; Wichura, Algorithm AS 241, Appl. Stat. 37, 1988",
+        distribution="truncated",
+        parameters=(
+            Parameter(name="mean", default=0.0, samples=(0.5,), doc="mean before truncation"),
+            Parameter(name="std", default=1.0, samples=(0.1,), doc="standard deviation before truncation"),
+            Parameter(name="a", default=-2.0, samples=(1.0,), doc="smallest weight"),
+            Parameter(name="b", default=2.0, samples=(9.0,), doc="largest weight, above a"),
+        ),
+        peer="torch.nn.init.trunc_normal_",
+    ),
+    Initializer(
         name="uniform_fan_in",
         formula="U(-b, b), b = gain / √fan_in",
         source="LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998; the default of torch.nn.Linear",
@@ -925,6 +951,36 @@ INITIALIZERS: tuple[Initializer, ...] = (
         of="uniform",
         arguments=lambda fan_in, fan_out, gain: _symmetric(gain / math.sqrt(fan_in)),
         peer="torch.nn.init.kaiming_uniform_",
+    ),
+    Initializer(
+        name="lecun_uniform",
+        formula="U(-b, b), b = gain √(3 / fan_in)",
+        source="LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998, eq. 16",
+        distribution="uniform",
+        parameters=(_GAIN,),
+        of="uniform",
+        arguments=lambda fan_in, fan_out, gain: _symmetric(gain * math.sqrt(3.0 / fan_in)),
+        peer="torch.nn.init.kaiming_uniform_",
+    ),
+    Initializer(
+        name="lecun_normal",
+        formula="N(0, σ²), σ = gain / √fan_in",
+        source="LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998, eq. 16",
+        distribution="normal",
+        parameters=(_GAIN,),
+        of="normal",
+        arguments=lambda fan_in, fan_out, gain: _centred(gain / math.sqrt(fan_in)),
+        peer="torch.nn.init.kaiming_normal_",
+    ),
+    Initializer(
+        name="lecun_truncated_normal",
+        formula=f"N(0, σ'²), σ = gain / √fan_in, {_TRUNCATION}",
+        source="LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998, eq. 16; jax.nn.initializers.lecun_normal",
+        distribution="truncated",
+        parameters=(_GAIN,),
+        of="trunc_normal",
+        arguments=lambda fan_in, fan_out, gain: _truncated(gain / math.sqrt(fan_in)),
+        peer="torch.nn.init.trunc_normal_",
     ),
     Initializer(
         name="xavier_uniform",
@@ -947,6 +1003,16 @@ INITIALIZERS: tuple[Initializer, ...] = (
         peer="torch.nn.init.xavier_normal_",
     ),
     Initializer(
+        name="xavier_truncated_normal",
+        formula=f"N(0, σ'²), σ = gain √(2 / (fan_in + fan_out)), {_TRUNCATION}",
+        source="Glorot, Bengio, AISTATS 2010, eq. 12; jax.nn.initializers.glorot_normal",
+        distribution="truncated",
+        parameters=(_GAIN,),
+        of="trunc_normal",
+        arguments=lambda fan_in, fan_out, gain: _truncated(gain * math.sqrt(2.0 / (fan_in + fan_out))),
+        peer="torch.nn.init.trunc_normal_",
+    ),
+    Initializer(
         name="he_uniform",
         formula="U(-b, b), b = gain √(3 / fan_in)",
         source="He, Zhang, Ren, Sun, ICCV 2015, eq. 10",
@@ -965,6 +1031,16 @@ INITIALIZERS: tuple[Initializer, ...] = (
         of="normal",
         arguments=lambda fan_in, fan_out, gain: _centred(gain / math.sqrt(fan_in)),
         peer="torch.nn.init.kaiming_normal_",
+    ),
+    Initializer(
+        name="he_truncated_normal",
+        formula=f"N(0, σ'²), σ = gain / √fan_in, {_TRUNCATION}",
+        source="He, Zhang, Ren, Sun, ICCV 2015, eq. 10; jax.nn.initializers.he_normal",
+        distribution="truncated",
+        parameters=(_HE_GAIN,),
+        of="trunc_normal",
+        arguments=lambda fan_in, fan_out, gain: _truncated(gain / math.sqrt(fan_in)),
+        peer="torch.nn.init.trunc_normal_",
     ),
     Initializer(
         name="orthogonal",

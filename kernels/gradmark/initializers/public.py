@@ -21,7 +21,7 @@ from typing import Any
 
 from gradmark.arrays import ArrayLibrary, finite_number
 from gradmark.catalog import Initializer, Parameter
-from gradmark.numerics.philox import LARGEST_NORMAL, check_seed, interval
+from gradmark.numerics.philox import LARGEST_NORMAL, check_seed, interval, truncation
 from gradmark.signatures import define
 
 
@@ -166,6 +166,18 @@ def _check_normal(row: Initializer, shape: tuple[int, ...], dtype: str, *, mean:
         )
 
 
+def _check_truncated(
+    row: Initializer, shape: tuple[int, ...], dtype: str, *, mean: float, std: float, a: float, b: float
+) -> None:
+    _check_range(row, shape, dtype, a=a, b=b)
+    if row.of is None and not a < b:
+        raise ValueError(f"{row.name}: a must be below b, got a={a!r}, b={b!r}")
+    try:
+        truncation(mean, std, a, b, dtype)
+    except ValueError as error:
+        raise ValueError(f"{row.name}: {error}") from None
+
+
 def _check_orthogonal(row: Initializer, shape: tuple[int, ...], dtype: str, *, gain: float) -> None:
     if len(shape) < 2:
         raise ValueError(f"{row.name} needs a shape (out, in, *kernel) of at least 2 dimensions, got shape {shape}")
@@ -187,6 +199,7 @@ def _check_range(row: Initializer, shape: tuple[int, ...], dtype: str, **argumen
 _CHECKS: dict[str, Callable[..., None]] = {
     "uniform": _check_uniform,
     "normal": _check_normal,
+    "trunc_normal": _check_truncated,
     "orthogonal": _check_orthogonal,
     "constant": _check_range,
     "eye": _check_eye,
@@ -227,7 +240,8 @@ seed : int
 
 _SAME_SEED = {
     "uniform": "the same seed gives the same\n    bits at any thread count and in every backend.",
-    "normal": "the same seed gives the same\n    bits at any thread count; backends agree to a few ULP.",
+    "normal": "the same seed gives the same\n    bits at any thread count and in every backend.",
+    "truncated": "the same seed gives the same\n    bits at any thread count and in every backend.",
     "orthogonal": "the same seed gives the same\n    matrix, up to the rounding of LAPACK in QR.",
 }
 
@@ -279,6 +293,8 @@ Examples
 
 
 _NOTES = {
+    "truncated": """
+    Within [a, b], in every dtype. Each weight is the quantile of one random number: nothing is drawn again.""",
     "uniform": """
     Below `high` in float32 and float64; rounding to half precision may reach it.""",
     "orthogonal": """

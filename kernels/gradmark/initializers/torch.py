@@ -24,6 +24,15 @@ def normal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, mean: flo
     return weights
 
 
+def trunc_normal(
+    shape: tuple[int, ...], seed: int, dtype: Any, device: str, mean: float, std: float, a: float, b: float
+) -> Any:
+    """N(mean, std²) within [a, b]."""
+    weights = torch.empty(shape, dtype=dtype, device=device)
+    philox_torch.fill_truncated_normal(weights.view(-1), 0, seed, mean, std, a, b)
+    return weights
+
+
 def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
     """A Haar-distributed matrix (or its transpose) with orthonormal columns, times gain."""
     rows, columns = shape[0], math.prod(shape[1:])

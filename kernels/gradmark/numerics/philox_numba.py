@@ -19,8 +19,9 @@ from numba.extending import register_jitable
 
 from gradmark.numerics import fused
 from gradmark.numerics.compile_cache import jit
-from gradmark.numerics.elementary import elementary, inlined
-from gradmark.numerics.philox import M0, M1, ROUNDS, W0, W1, interval, key
+from gradmark.numerics.elementary import NumbaArithmetic, elementary, inlined
+from gradmark.numerics.philox import M0, M1, ROUNDS, W0, W1, interval, key, truncation
+from gradmark.numerics.philox_transforms import transforms
 
 CHUNK = 1 << 12
 """Blocks that one thread handles at a time."""
@@ -30,26 +31,24 @@ Loop = Callable[..., None]
 
 def fill_uniform(out: Any, first: int, seed: int, low: float, high: float) -> None:
     """Fill the 1-d array `out` with the elements first, first + 1, ... of U(low, high)."""
-    parameters = (out.dtype.type(value) for value in interval(low, high, out.dtype.name))
-    _fill("uniform", out, first, seed, *parameters)
+    _fill("uniform", out, first, seed, interval(low, high, out.dtype.name))
 
 
 def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> None:
     """Fill the 1-d array `out` with the elements first, first + 1, ... of N(mean, std²)."""
-    _fill("normal", out, first, seed, np.float64(mean), np.float64(std), np.float64(0.0))
+    _fill("normal", out, first, seed, (mean, std))
+
+
+def fill_truncated_normal(out: Any, first: int, seed: int, mean: float, std: float, a: float, b: float) -> None:
+    """Fill the 1-d array `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
+    t = truncation(mean, std, a, b, out.dtype.name)
+    name = "truncated_near" if t.near else "truncated"
+    _fill(name, out, first, seed, (*t.low, *t.high, mean, std, t.first, t.last))
 
 
 def fill_gumbel(out: Any, first: int, seed: int) -> None:
     """Fill the 1-d array `out` with the elements first, first + 1, ... of Gumbel(0, 1)."""
-    _fill("gumbel", out, first, seed, *[out.dtype.type(0)] * 3)
-
-
-@register_jitable
-def box_muller(u1: float, u2: float) -> tuple[float, float]:
-    """Two independent standard normals from u1 in (0, 1] and u2 in [0, 1), float64."""
-    radius = math.sqrt(-2.0 * math.log(u1))
-    angle = (2.0 * math.pi) * u2
-    return radius * math.cos(angle), radius * math.sin(angle)
+    _fill("gumbel", out, first, seed, (0.0,))
 
 
 _MASK = np.uint64(0xFFFFFFFF)
@@ -70,13 +69,16 @@ def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, An
     return c0, c1, c2, c3
 
 
-def _fill(distribution: str, out: Any, first: int, seed: int, *parameters: Any) -> None:
+def _fill(distribution: str, out: Any, first: int, seed: int, parameters: tuple[float, ...]) -> None:
     with _compiling:
         name = (distribution, out.dtype.name)
         if name not in _compiled:
             _compiled[name] = _compile(*name)
     k0, k1 = key(seed)
-    fused.run(_compiled[name], out.size, (out, first, np.uint64(k0), np.uint64(k1), *parameters))
+    _, _, real, _ = _DISTRIBUTIONS[name]
+    scalar = np.float32 if real == types.float32 else np.float64
+    arguments = out, first, np.uint64(k0), np.uint64(k1), tuple(map(scalar, parameters))
+    fused.run(_compiled[name], out.size, arguments)
 
 
 _compiled: dict[tuple[str, str], tuple[Loop, Loop]] = {}
@@ -85,16 +87,9 @@ _compiling = threading.Lock()
 
 def _compile(distribution: str, dtype: str) -> tuple[Loop, Loop]:
     """The serial and the parallel loop of a distribution and dtype, compiled or loaded from the cache."""
-    elements, per_block, parameter = {
-        ("uniform", "float32"): (_uniform_32, 4, types.float32),
-        ("uniform", "float64"): (_uniform_64, 2, types.float64),
-        ("normal", "float32"): (_normal_32, 4, types.float64),
-        ("normal", "float64"): (_normal_64, 2, types.float64),
-        ("gumbel", "float32"): (_gumbel_32, 4, types.float32),
-        ("gumbel", "float64"): (_gumbel_64, 2, types.float64),
-    }[distribution, dtype]
+    elements, per_block, real, count = _DISTRIBUTIONS[distribution, dtype]
     array = types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C")
-    signature = types.void(array, types.int64, types.uint64, types.uint64, parameter, parameter, parameter)
+    signature = types.void(array, types.int64, types.uint64, types.uint64, types.UniTuple(real, count))
     loop = _loop(elements, per_block)
     name = f"philox_{distribution}_{dtype}"
     return jit(loop, signature, name=name), jit(loop, signature, name=f"{name}_parallel", parallel=True)
@@ -105,47 +100,47 @@ def _loop(elements: Callable[..., Any], per_block: int) -> Loop:
     fill_blocks = _fill_blocks_of_4(elements) if per_block == 4 else _fill_blocks_of_2(elements)
 
     @register_jitable
-    def fill_ragged(out: Any, first: int, k0: Any, k1: Any, a: Any, b: Any, c: Any) -> None:
+    def fill_ragged(out: Any, first: int, k0: Any, k1: Any, p: Any) -> None:
         for i in range(out.size):
-            out[i] = elements(np.uint64((first + i) // per_block), k0, k1, a, b, c)[(first + i) % per_block]
+            out[i] = elements(np.uint64((first + i) // per_block), k0, k1, p)[(first + i) % per_block]
 
-    def loop(out: Any, first: int, k0: Any, k1: Any, a: Any, b: Any, c: Any) -> None:
+    def loop(out: Any, first: int, k0: Any, k1: Any, p: Any) -> None:
         head = min(-first % per_block, out.size)
         blocks = (out.size - head) // per_block
         tail = head + blocks * per_block
-        fill_ragged(out[:head], first, k0, k1, a, b, c)
+        fill_ragged(out[:head], first, k0, k1, p)
         for chunk in prange((blocks + CHUNK - 1) // CHUNK):
             begin = chunk * CHUNK
             end = min(begin + CHUNK, blocks)
             part = out[head + begin * per_block : head + end * per_block]
-            fill_blocks(part, np.uint64((first + head) // per_block + begin), k0, k1, a, b, c)
-        fill_ragged(out[tail:], first + tail, k0, k1, a, b, c)
+            fill_blocks(part, np.uint64((first + head) // per_block + begin), k0, k1, p)
+        fill_ragged(out[tail:], first + tail, k0, k1, p)
 
     return loop
 
 
 def _fill_blocks_of_4(elements: Callable[..., Any]) -> Loop:
     @register_jitable
-    def fill(out: Any, first_block: Any, k0: Any, k1: Any, a: Any, b: Any, c: Any) -> None:
+    def fill(out: Any, first_block: Any, k0: Any, k1: Any, p: Any) -> None:
         for i in range(out.size // 4):
-            out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3] = elements(
-                first_block + np.uint64(i), k0, k1, a, b, c
-            )
+            four = elements(first_block + np.uint64(i), k0, k1, p)
+            out[4 * i], out[4 * i + 1], out[4 * i + 2], out[4 * i + 3] = four
 
     return fill
 
 
 def _fill_blocks_of_2(elements: Callable[..., Any]) -> Loop:
     @register_jitable
-    def fill(out: Any, first_block: Any, k0: Any, k1: Any, a: Any, b: Any, c: Any) -> None:
+    def fill(out: Any, first_block: Any, k0: Any, k1: Any, p: Any) -> None:
         for i in range(out.size // 2):
-            out[2 * i], out[2 * i + 1] = elements(first_block + np.uint64(i), k0, k1, a, b, c)
+            out[2 * i], out[2 * i + 1] = elements(first_block + np.uint64(i), k0, k1, p)
 
     return fill
 
 
 @register_jitable(inline="always")
-def _uniform_32(index: Any, k0: Any, k1: Any, low: Any, span: Any, last: Any) -> Any:
+def _uniform_32(index: Any, k0: Any, k1: Any, p: Any) -> Any:
+    low, span, last = p
     w0, w1, w2, w3 = _words(index, k0, k1)
     return (
         min(low + span * _unit_32(w0), last),
@@ -156,38 +151,100 @@ def _uniform_32(index: Any, k0: Any, k1: Any, low: Any, span: Any, last: Any) ->
 
 
 @register_jitable(inline="always")
-def _uniform_64(index: Any, k0: Any, k1: Any, low: Any, span: Any, last: Any) -> Any:
+def _uniform_64(index: Any, k0: Any, k1: Any, p: Any) -> Any:
+    low, span, last = p
     w0, w1, w2, w3 = _words(index, k0, k1)
     u0 = np.float64(_53_bits(w0, w1)) * 2.0**-53
     u1 = np.float64(_53_bits(w2, w3)) * 2.0**-53
     return min(low + span * u0, last), min(low + span * u1, last)
 
 
-@register_jitable
-def _normal_32(index: Any, k0: Any, k1: Any, mean: Any, std: Any, unused: Any) -> Any:
-    w0, w1, w2, w3 = _words(index, k0, k1)
-    z0, z1 = box_muller(np.float64(np.int64(w0) + 1) * 2.0**-32, np.float64(np.int64(w1)) * 2.0**-32)
-    z2, z3 = box_muller(np.float64(np.int64(w2) + 1) * 2.0**-32, np.float64(np.int64(w3)) * 2.0**-32)
-    return (
-        np.float32(mean + std * z0),
-        np.float32(mean + std * z1),
-        np.float32(mean + std * z2),
-        np.float32(mean + std * z3),
-    )
+class _Arithmetic(NumbaArithmetic):
+    """The primitives of `philox_transforms`."""
+
+    sqrt = staticmethod(inlined(lambda x: math.sqrt(x)))
 
 
-@register_jitable
-def _normal_64(index: Any, k0: Any, k1: Any, mean: Any, std: Any, unused: Any) -> Any:
+_normal_pair_32 = transforms(_Arithmetic("float32")).normal_pair
+_normal_pair_64 = transforms(_Arithmetic("float64")).normal_pair
+
+
+@inlined
+def _normal_32(index: Any, k0: Any, k1: Any, p: Any) -> Any:
+    mean, std = p
     w0, w1, w2, w3 = _words(index, k0, k1)
-    z0, z1 = box_muller(np.float64(_53_bits(w0, w1) + 1) * 2.0**-53, np.float64(_53_bits(w2, w3)) * 2.0**-53)
+    z0, z1 = _normal_pair_32(_radius_32(w0), *_angle_32(w1))
+    z2, z3 = _normal_pair_32(_radius_32(w2), *_angle_32(w3))
+    return mean + std * z0, mean + std * z1, mean + std * z2, mean + std * z3
+
+
+@inlined
+def _radius_32(word: Any) -> Any:
+    # 31 bits: a signed integer of 32 bits is the only kind that AVX2 converts in one instruction.
+    half = np.uint32(word) >> np.uint32(1)
+    return np.float32(np.int32(half | np.uint32(1))) * np.float32(2.0**-31)
+
+
+@inlined
+def _angle_32(word: Any) -> Any:
+    turned = np.uint32(np.uint32(word) + np.uint32(1 << 29))
+    rest = np.int32(np.int32(turned & np.uint32((1 << 30) - 1)) - np.int32(1 << 29))
+    return np.int32(turned >> np.uint32(30)), np.float32(rest) * np.float32(2.0**-30)
+
+
+@inlined
+def _normal_64(index: Any, k0: Any, k1: Any, p: Any) -> Any:
+    mean, std = p
+    w0, w1, w2, w3 = _words(index, k0, k1)
+    u = _inside_64(w0, w1)
+    # 53 bits, turned by half a quadrant: the quadrant in the upper two, and where in it.
+    turned = ((w2 >> np.uint64(5)) << np.uint64(26)) + (w3 >> np.uint64(6)) + np.uint64(1 << 50)
+    t = _parts((turned >> np.uint64(26)) & _25_BITS, 2.0**-25, turned & _26_BITS, 2.0**-51) - 0.5
+    z0, z1 = _normal_pair_64(u, np.int64((turned >> np.uint64(51)) & np.uint64(3)), t)
     return mean + std * z0, mean + std * z1
+
+
+_25_BITS, _26_BITS = np.uint64((1 << 25) - 1), np.uint64((1 << 26) - 1)
+
+
+@inlined
+def _parts(high: Any, high_unit: float, low: Any, low_unit: float) -> Any:
+    """A number of up to 53 bits in two parts, each of which AVX2 converts as a signed integer of 32 bits."""
+    return np.float64(np.int32(high)) * high_unit + np.float64(np.int32(low)) * low_unit
+
+
+def _truncated_elements(truncated: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The elements of a block for float32 and for float64, whose arithmetic is that of float64 in both."""
+
+    @inlined
+    def element(u: Any, p: Any) -> Any:
+        below_low, above_low, below_high, above_high, mean, std, first, last = p
+        z = truncated(u, 1.0 - u, (below_low, above_low), (below_high, above_high))
+        return min(max(mean + std * z, first), last)
+
+    @inlined
+    def elements_32(index: Any, k0: Any, k1: Any, p: Any) -> Any:
+        w0, w1, w2, w3 = _words(index, k0, k1)
+        return (
+            np.float32(element(_inside_32(w0), p)),
+            np.float32(element(_inside_32(w1), p)),
+            np.float32(element(_inside_32(w2), p)),
+            np.float32(element(_inside_32(w3), p)),
+        )
+
+    @inlined
+    def elements_64(index: Any, k0: Any, k1: Any, p: Any) -> Any:
+        w0, w1, w2, w3 = _words(index, k0, k1)
+        return element(_inside_64(w0, w1), p), element(_inside_64(w2, w3), p)
+
+    return elements_32, elements_64
 
 
 _log = elementary("float64").log
 
 
 @register_jitable(inline="always")
-def _gumbel_32(index: Any, k0: Any, k1: Any, unused: Any, unused_too: Any, unused_as_well: Any) -> Any:
+def _gumbel_32(index: Any, k0: Any, k1: Any, p: Any) -> Any:
     w0, w1, w2, w3 = _words(index, k0, k1)
     return (
         np.float32(_gumbel(_inside_32(w0))),
@@ -198,16 +255,22 @@ def _gumbel_32(index: Any, k0: Any, k1: Any, unused: Any, unused_too: Any, unuse
 
 
 @register_jitable(inline="always")
-def _gumbel_64(index: Any, k0: Any, k1: Any, unused: Any, unused_too: Any, unused_as_well: Any) -> Any:
+def _gumbel_64(index: Any, k0: Any, k1: Any, p: Any) -> Any:
     w0, w1, w2, w3 = _words(index, k0, k1)
-    v0 = np.float64(_53_bits(w0, w1) | np.int64(1)) * 2.0**-53
-    v1 = np.float64(_53_bits(w2, w3) | np.int64(1)) * 2.0**-53
-    return _gumbel(v0), _gumbel(v1)
+    return _gumbel(_inside_64(w0, w1)), _gumbel(_inside_64(w2, w3))
 
 
 @inlined
 def _inside_32(word: Any) -> Any:
-    return np.float64(np.int64(word) * np.int64(2) + np.int64(1)) * 2.0**-33
+    """(2 w + 1) 2^-33, in two parts as below."""
+    low = (word & np.uint64(0xFFFF)) + (word & np.uint64(0xFFFF)) + np.uint64(1)
+    return _parts(word >> np.uint64(16), 2.0**-16, low, 2.0**-33)
+
+
+@inlined
+def _inside_64(a: Any, b: Any) -> Any:
+    """The 53-bit number of two words, its last bit set, times 2^-53."""
+    return _parts(a >> np.uint64(5), 2.0**-27, (b >> np.uint64(6)) | np.uint64(1), 2.0**-53)
 
 
 @inlined
@@ -230,3 +293,21 @@ def _unit_32(word: Any) -> Any:
 @register_jitable
 def _53_bits(a: Any, b: Any) -> Any:
     return np.int64(((a >> np.uint64(5)) << np.uint64(26)) + (b >> np.uint64(6)))
+
+
+_truncated_32, _truncated_64 = _truncated_elements(transforms(_Arithmetic("float64")).truncated)
+_near_32, _near_64 = _truncated_elements(transforms(_Arithmetic("float64")).truncated_near)
+
+_DISTRIBUTIONS: dict[tuple[str, str], tuple[Callable[..., Any], int, Any, int]] = {
+    ("uniform", "float32"): (_uniform_32, 4, types.float32, 3),
+    ("uniform", "float64"): (_uniform_64, 2, types.float64, 3),
+    ("normal", "float32"): (_normal_32, 4, types.float32, 2),
+    ("normal", "float64"): (_normal_64, 2, types.float64, 2),
+    ("truncated", "float32"): (_truncated_32, 4, types.float64, 8),
+    ("truncated", "float64"): (_truncated_64, 2, types.float64, 8),
+    ("truncated_near", "float32"): (_near_32, 4, types.float64, 8),
+    ("truncated_near", "float64"): (_near_64, 2, types.float64, 8),
+    ("gumbel", "float32"): (_gumbel_32, 4, types.float64, 1),
+    ("gumbel", "float64"): (_gumbel_64, 2, types.float64, 1),
+}
+"""Of each distribution and dtype: the elements of a block, how many, and the type and number of the parameters."""

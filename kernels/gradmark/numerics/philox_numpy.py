@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gradmark.numerics.philox import M0, M1, ROUNDS, W0, W1, chunks, interval, key
+from gradmark.numerics.evaluate import NumpyArithmetic
+from gradmark.numerics.philox import M0, M1, ROUNDS, W0, W1, chunks, interval, key, truncation
+from gradmark.numerics.philox_transforms import transforms
 
 CHUNK = 1 << 13
 """Blocks at a time: the ten or so arrays of 64 KiB that a chunk needs stay in a core's own cache."""
@@ -33,10 +35,24 @@ def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> Non
     per_block, normal = (2, _normal_64) if dtype == np.float64 else (4, _normal_32)
     for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
         z = normal(_words(block_index, count, seed))
+        z *= dtype.type(std)
+        z += dtype.type(mean)
+        out[target] = z[source]
+
+
+def fill_truncated_normal(out: Any, first: int, seed: int, mean: float, std: float, a: float, b: float) -> None:
+    """Fill the 1-d array `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
+    t = truncation(mean, std, a, b, out.dtype.name)
+    transform = _truncated_near if t.near else _truncated
+    dtype = _computed_in(out)
+    per_block, inside = (2, _inside_64) if dtype == np.float64 else (4, _inside_32)
+    for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
+        u = inside(_words(block_index, count, seed))
+        z = transform(u, 1.0 - u, t.low, t.high)
         z *= std
         z += mean
         # Through float32 for float16, whose elements are defined so.
-        out[target] = z[source].astype(dtype, copy=False)
+        out[target] = np.clip(z, t.first, t.last, out=z)[source].astype(dtype, copy=False)
 
 
 def fill_gumbel(out: Any, first: int, seed: int) -> None:
@@ -49,13 +65,6 @@ def fill_gumbel(out: Any, first: int, seed: int) -> None:
         np.negative(v, out=v)
         np.log(v, out=v)
         out[target] = np.negative(v, out=v)[source].astype(dtype, copy=False)
-
-
-def box_muller(u1: Any, u2: Any) -> tuple[Any, Any]:
-    """Two independent standard normals from u1 in (0, 1] and u2 in [0, 1), float64."""
-    radius = np.sqrt(-2.0 * np.log(u1))
-    angle = (2.0 * np.pi) * u2
-    return radius * np.cos(angle), radius * np.sin(angle)
 
 
 def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, Any, Any, Any]:
@@ -96,19 +105,35 @@ def _inside_64(words: Any) -> Any:
     return (_53_bits(words[0::2], words[1::2]) | np.uint64(1)).T.reshape(-1).astype(np.float64) * 2.0**-53
 
 
+class _Arithmetic(NumpyArithmetic):
+    """The primitives of `philox_transforms`."""
+
+    sqrt = staticmethod(np.sqrt)
+
+
+_normal_pair_32 = transforms(_Arithmetic("float32")).normal_pair
+_normal_pair_64 = transforms(_Arithmetic("float64")).normal_pair
+_truncated = transforms(_Arithmetic("float64")).truncated
+_truncated_near = transforms(_Arithmetic("float64")).truncated_near
+
+
 def _normal_32(words: Any) -> Any:
-    """Standard normals for float32, in float64, in the order of the stream."""
-    u1 = (words[0::2] + np.uint64(1)).astype(np.float64) * 2.0**-32
-    u2 = words[1::2].astype(np.float64) * 2.0**-32
-    (z0, z2), (z1, z3) = box_muller(u1, u2)
+    """Standard normals, float32, in the order of the stream."""
+    u = ((words[0::2] >> np.uint64(1)) | np.uint64(1)).astype(np.float32) * np.float32(2.0**-31)
+    turned = words[1::2] + np.uint64(1 << 29)
+    rest = (turned & np.uint64((1 << 30) - 1)).astype(np.int32) - np.int32(1 << 29)
+    quadrant = (turned >> np.uint64(30)).astype(np.int32) & np.int32(3)
+    (z0, z2), (z1, z3) = _normal_pair_32(u, quadrant, rest.astype(np.float32) * np.float32(2.0**-30))
     return np.stack((z0, z1, z2, z3), axis=1).reshape(-1)
 
 
 def _normal_64(words: Any) -> Any:
-    """Standard normals for float64, in the order of the stream."""
-    u1 = (_53_bits(words[0], words[1]) + np.uint64(1)).astype(np.float64) * 2.0**-53
-    u2 = _53_bits(words[2], words[3]).astype(np.float64) * 2.0**-53
-    return np.stack(box_muller(u1, u2), axis=1).reshape(-1)
+    """Standard normals, float64, in the order of the stream."""
+    u = (_53_bits(words[0], words[1]) | np.uint64(1)).astype(np.float64) * 2.0**-53
+    turned = _53_bits(words[2], words[3]) + np.uint64(1 << 50)
+    t = (turned & np.uint64((1 << 51) - 1)).astype(np.float64) * 2.0**-51 - 0.5
+    quadrant = (turned >> np.uint64(51)).astype(np.int64) & np.int64(3)
+    return np.stack(_normal_pair_64(u, quadrant, t), axis=1).reshape(-1)
 
 
 def _53_bits(a: Any, b: Any) -> Any:

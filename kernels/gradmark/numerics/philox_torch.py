@@ -6,12 +6,16 @@ a negative number there, and `>>` copies the sign; the mask after it leaves the 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
-from gradmark.numerics.philox import M0, M1, ROUNDS, W0, W1, chunks, interval, key
+from gradmark.numerics.philox import M0, M1, ROUNDS, W0, W1, chunks, interval, key, truncation
+from gradmark.numerics.philox_transforms import transforms
+
+Function = Callable[..., Any]
 
 CHUNK = {"cpu": 1 << 14, "cuda": 1 << 22}
 """Blocks at a time, by type of device: an array of a chunk is 128 KiB, to stay in cache, or 32 MiB, to fill a GPU."""
@@ -36,9 +40,23 @@ def _chunk(device: Any) -> int:
 def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> None:
     """Fill the 1-d tensor `out` with the elements first, first + 1, ... of N(mean, std²)."""
     double = out.dtype == torch.float64
+    scale, centre = (std, mean) if double else (float(np.float32(std)), float(np.float32(mean)))
     per_block, normal = (2, _normal_64) if double else (4, _normal_32)
     for block_index, count, target, source in chunks(first, out.numel(), per_block, _chunk(out.device)):
-        z = normal(_words(block_index, count, seed, out.device)).mul_(std).add_(mean)[source]
+        z = normal(_words(block_index, count, seed, out.device)).mul_(scale).add_(centre)
+        # Two steps: what a kernel that fuses them would round once.
+        out[target] = z[source]
+
+
+def fill_truncated_normal(out: Any, first: int, seed: int, mean: float, std: float, a: float, b: float) -> None:
+    """Fill the 1-d tensor `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
+    t = truncation(mean, std, a, b, str(out.dtype).removeprefix("torch."))
+    transform = _truncated_near if t.near else _truncated
+    double = out.dtype == torch.float64
+    per_block, inside = (2, _inside_64) if double else (4, _inside_32)
+    for block_index, count, target, source in chunks(first, out.numel(), per_block, _chunk(out.device)):
+        u = inside(_words(block_index, count, seed, out.device))
+        z = transform(u, 1.0 - u, t.low, t.high).mul_(std).add_(mean).clamp_(t.first, t.last)[source]
         # Through float32 for float16 and bfloat16, whose elements are defined so.
         out[target] = z if double else z.to(torch.float32)
 
@@ -51,13 +69,6 @@ def fill_gumbel(out: Any, first: int, seed: int) -> None:
         v = inside(_words(block_index, count, seed, out.device)).log_().neg_().log_().neg_()[source]
         # Through float32 for float16 and bfloat16, whose elements are defined so.
         out[target] = v if double else v.to(torch.float32)
-
-
-def box_muller(u1: Any, u2: Any) -> tuple[Any, Any]:
-    """Two independent standard normals from u1 in (0, 1] and u2 in [0, 1), float64."""
-    radius = torch.sqrt(-2.0 * torch.log(u1))
-    angle = (2.0 * math.pi) * u2
-    return radius * torch.cos(angle), radius * torch.sin(angle)
 
 
 def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, Any, Any, Any]:
@@ -98,19 +109,57 @@ def _inside_64(words: Any) -> Any:
     return (_53_bits(words[0::2], words[1::2]) | 1).T.reshape(-1).to(torch.float64).mul_(2.0**-53)
 
 
+def _sqrt(x: Any) -> Any:
+    # On CPUs with AVX2, a fifth of torch.sqrt's float32 results are not correctly rounded.
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else torch.sqrt(x)
+
+
+class _Arithmetic:
+    """The primitives of `philox_transforms`."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+        real, integer = (torch.float32, torch.int32) if dtype == "float32" else (torch.float64, torch.int64)
+        self.sqrt: Function = _sqrt
+        self.select: Function = torch.where
+        self.as_bits: Function = lambda x: x.view(integer)
+        self.as_real: Function = lambda bits: bits.view(real)
+        self.from_integer: Function = lambda k: k.to(real)
+
+    def real(self, value: float) -> float:
+        """A constant of the dtype: beside a tensor, Python's float is one."""
+        return float(np.float32(value)) if self.dtype == "float32" else value
+
+    def integer(self, value: int) -> int:
+        """A constant of the integer type that is as wide as the dtype."""
+        return value
+
+    def function(self, definition: Function) -> Function:
+        """`definition` as it is."""
+        return definition
+
+
+_normal_pair_32 = transforms(_Arithmetic("float32")).normal_pair
+_normal_pair_64 = transforms(_Arithmetic("float64")).normal_pair
+_truncated = transforms(_Arithmetic("float64")).truncated
+_truncated_near = transforms(_Arithmetic("float64")).truncated_near
+
+
 def _normal_32(words: Any) -> Any:
-    """Standard normals for float32, in float64, in the order of the stream."""
-    u1 = (words[0::2] + 1).to(torch.float64).mul_(2.0**-32)
-    u2 = words[1::2].to(torch.float64).mul_(2.0**-32)
-    (z0, z2), (z1, z3) = box_muller(u1, u2)
+    """Standard normals, float32, in the order of the stream."""
+    u = ((words[0::2] >> 1) | 1).to(torch.float32).mul_(2.0**-31)
+    turned = words[1::2] + (1 << 29)
+    t = ((turned & ((1 << 30) - 1)) - (1 << 29)).to(torch.float32).mul_(2.0**-30)
+    (z0, z2), (z1, z3) = _normal_pair_32(u, ((turned >> 30) & 3).to(torch.int32), t)
     return torch.stack((z0, z1, z2, z3), dim=1).reshape(-1)
 
 
 def _normal_64(words: Any) -> Any:
-    """Standard normals for float64, in the order of the stream."""
-    u1 = (_53_bits(words[0], words[1]) + 1).to(torch.float64).mul_(2.0**-53)
-    u2 = _53_bits(words[2], words[3]).to(torch.float64).mul_(2.0**-53)
-    return torch.stack(box_muller(u1, u2), dim=1).reshape(-1)
+    """Standard normals, float64, in the order of the stream."""
+    u = (_53_bits(words[0], words[1]) | 1).to(torch.float64).mul_(2.0**-53)
+    turned = _53_bits(words[2], words[3]) + (1 << 50)
+    t = (turned & ((1 << 51) - 1)).to(torch.float64).mul_(2.0**-51).sub_(0.5)
+    return torch.stack(_normal_pair_64(u, (turned >> 51) & 3, t), dim=1).reshape(-1)
 
 
 def _53_bits(a: Any, b: Any) -> Any:

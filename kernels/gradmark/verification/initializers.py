@@ -21,9 +21,8 @@ _SHAPE = (7, 5, 3)
 _SQUARE = (48, 48)
 _SEED = 0x9E3779B97F4A7C15
 
-_NORMAL_ULP = 8.0
-"""In ULP of the radius: the rounded 2π and the rounded angle 2πu2 are each off by up to half an ULP of 2π, which is
-up to 4 ULP of a cosine near 1; the logarithm's root adds one."""
+_NORMAL_ULP = 4.0
+"""In ULP of std r + |mean|: the logarithm, its root, sine or cosine, two products and a sum round about once each."""
 
 # ‖QᵀQ - I‖_F in units of √n eps, of the rounded result: Householder QR is orthogonal to a small multiple of eps in
 # each column (Higham, Accuracy and Stability, 2002, theorem 19.4), and rounding adds half an ULP to each entry.
@@ -46,8 +45,9 @@ def check_initializer(row: Initializer, namespace: Backend, target: str, dtype: 
             if not error <= worst:
                 given = "".join(f", {name} = {number:g}" for name, number in parameters.items())
                 worst, where = error, f"element {index} of shape {shape}{given}"
-    allowed = {"uniform": 0.0, "fixed": 0.0, "normal": _NORMAL_ULP}[row.distribution]
-    if row.distribution == "normal" and dtype in ("float16", "bfloat16"):
+    allowed = {"uniform": 0.0, "fixed": 0.0, "normal": _NORMAL_ULP, "truncated": _NORMAL_ULP}[row.distribution]
+    if allowed and (dtype in ("float16", "bfloat16") or (dtype, row.distribution) == ("float32", "truncated")):
+        # Computed with more digits.
         allowed = 0.51
     yield Check(row.name, "forward", target, dtype, worst, allowed, where)
 
@@ -75,6 +75,8 @@ def _expected(
         return [mpmath.mpf(float(rounded(np.array([arguments["value"]]), dtype)[0]))] * count, [0] * count
     if row.distribution == "uniform":
         return _uniform(count, arguments["low"], arguments["high"], dtype)
+    if row.distribution == "truncated":
+        return _truncated(count, arguments, dtype)
     return _normal(count, arguments["mean"], arguments["std"], dtype)
 
 
@@ -112,17 +114,41 @@ def _uniform(count: int, low: float, high: float, dtype: str) -> tuple[list[Any]
 def _normal(count: int, mean: float, std: float, dtype: str) -> tuple[list[Any], list[Any]]:
     """Box-Muller, exactly; near a zero of the cosine, or where mean and std z cancel, errors are those of std r."""
     integers, bits = _integers(count + 1, dtype)
+    wide = np.float64 if dtype == "float64" else np.float32
+    mean, std = float(wide(mean)), float(wide(std))
     elements: list[Any] = []
     floors: list[Any] = []
     with mpmath.workprec(300):
         for j in range(0, count, 2):
-            u1 = mpmath.ldexp(integers[j] + 1, -bits)
-            u2 = mpmath.ldexp(integers[j + 1], -bits)
-            radius = std * mpmath.sqrt(-2 * mpmath.log(u1))
-            angle = 2 * mpmath.pi * u2
+            # Of 32 bits, 31 make the radius.
+            radius_bits = 31 if bits == 32 else bits
+            u = mpmath.ldexp(float(wide(integers[j] >> (bits - radius_bits) | 1)), -radius_bits)
+            turned = (integers[j + 1] + (1 << (bits - 3))) % (1 << bits)
+            within = turned % (1 << (bits - 2)) - (1 << (bits - 3))
+            quarter_turns = (turned >> (bits - 2)) + mpmath.ldexp(float(wide(within)), 2 - bits)
+            radius = std * mpmath.sqrt(-2 * mpmath.log(u))
+            angle = mpmath.pi / 2 * quarter_turns
             elements += [mean + radius * mpmath.cos(angle), mean + radius * mpmath.sin(angle)]
             floors += [radius + abs(mean)] * 2
     return elements[:count], floors[:count]
+
+
+def _truncated(count: int, arguments: Mapping[str, float], dtype: str) -> tuple[list[Any], list[Any]]:
+    """The quantiles, exactly; where mean and std z cancel, errors are those of their sum of magnitudes."""
+    integers, bits = _integers(count, dtype)
+    mean, std, a, b = (arguments[name] for name in ("mean", "std", "a", "b"))
+    elements, floors = [], []
+    with mpmath.workprec(150):
+        if std == 0:
+            return [mpmath.mpf(mean)] * count, [0] * count
+        low, high = (mpmath.ncdf((mpmath.mpf(bound) - mean) / std) for bound in (a, b))
+        for v in integers[:count]:
+            u = mpmath.ldexp(2 * v + 1, -33) if bits == 32 else mpmath.ldexp(v | 1, -53)
+            p = low + (high - low) * u
+            z = mpmath.sqrt(2) * mpmath.erfinv(2 * p - 1)
+            elements.append(mean + std * z)
+            floors.append(abs(mean) + std)
+    return elements, floors
 
 
 def _check_orthogonal(row: Initializer, namespace: Backend, target: str, dtype: str) -> Check:
