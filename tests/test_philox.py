@@ -4,13 +4,23 @@ import inspect
 import platform
 import re
 
+import mpmath
 import numba
 import numpy as np
 import pytest
 import torch
 from numba import types
+from scipy import special, stats
 
-from gradmark.numerics import philox, philox_coefficients, philox_fit, philox_numba, philox_numpy, philox_torch
+from gradmark.numerics import (
+    philox,
+    philox_coefficients,
+    philox_fit,
+    philox_numba,
+    philox_numpy,
+    philox_torch,
+    philox_transforms,
+)
 from gradmark.numerics.fit import rounded
 
 STREAMS = {"numpy": philox_numpy, "numba": philox_numba, "torch": philox_torch}
@@ -128,6 +138,42 @@ def test_the_ends_of_the_transforms_have_equal_bits(dtype):
     compiled(u, quadrant, t, *results)
     assert [z.tobytes() for z in results] == expected
     assert np.isfinite(results).all()
+
+
+TRUNCATIONS = [(0.0, 1.0, -2.0, 2.0), (0.3, 1.7, -1.0, 9.0), (0.0, 1.0, 7.0, 8.0), (0.0, 1.0, -30.0, -29.0)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("parameters", TRUNCATIONS, ids=str)
+def test_truncated_normals_have_equal_bits_near_and_far(parameters, dtype):
+    """Intervals about the mean, and in tails of 1e-12 and 1e-190."""
+    found = {}
+    for name, module in STREAMS.items():
+        out = torch.empty(100_003, dtype=getattr(torch, dtype)) if name == "torch" else np.empty(100_003, dtype)
+        module.fill_truncated_normal(out, 2**34 + 5, SEED, *parameters)
+        found[name] = np.asarray(out)
+    assert found["numpy"].tobytes() == found["numba"].tobytes() == found["torch"].tobytes()
+    mean, std, a, b = parameters
+    low, high = (a - mean) / std, (b - mean) / std
+    assert stats.kstest(found["numpy"], stats.truncnorm(low, high, mean, std).cdf).pvalue > 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "ulp"), [("float32", 4), ("float64", 4)])
+def test_quantiles_of_tails(dtype, ulp):
+    """Against SciPy in float64, or mpmath: where a tail's polynomial begins and ends, and at 1/2."""
+    real = np.dtype(dtype).type
+    transforms = philox_transforms.transforms(philox_numpy._Arithmetic(dtype))
+    near = [philox_transforms.NEAR, 1e-9, 1e-3, np.exp(-5) / 4, 0.074, 0.0751, 0.3, 0.49, 0.5]
+    far = [] if dtype == "float32" else [1e-12, 1.3e-11, 1.5e-11, 1e-100, 1e-300]
+    with mpmath.workdps(40):
+        for transform, tails in ((transforms.truncated_near, near), (transforms.truncated, near + far)):
+            p = np.array(tails, real)
+            # u = 1 and no probability at the lower bound: the tail itself.
+            z = transform(np.ones_like(p), np.zeros_like(p), (real(0), real(1)), (p, real(1) - p))
+            for found, tail in zip(z, p, strict=True):
+                start = float(special.ndtri(float(tail)))
+                exact = mpmath.findroot(lambda t, p=tail: mpmath.log(mpmath.ncdf(t)) - mpmath.log(float(p)), start)
+                assert abs(float(found) - exact) <= ulp * np.finfo(real).eps * max(1, abs(exact)), tail
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

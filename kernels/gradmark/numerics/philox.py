@@ -26,8 +26,9 @@ result. N(mean, std²): Box, Muller, Ann. Math. Stat. 29, 1958, on the pair of e
 The logarithm, the sine and the cosine are those of `philox_transforms`, in the dtype of the result: the bits are the
 same everywhere. The result errs by a few ULP of std r.
 
-N(mean, std²) within [a, b]: the inverse of its distribution function at v in (0, 1), the same as that of Gumbel below,
-in float64 and by `philox_transforms` too; rounded once, and not beyond the floats next to a and b inside of [a, b].
+N(mean, std²) within [a, b]: the inverse of its distribution function, by `philox_transforms` too, and not beyond the
+floats next to a and b inside of [a, b]. For float32 it is computed in float32 at u = rounded((w >> 1) | 1) 2^-31,
+where no tail is very small; else in float64, at the v in (0, 1) of Gumbel below, and rounded once at the end.
 
 Gumbel(0, 1): -ln(-ln v) with v in (0, 1), in float64 and rounded once at the end. Neither end of the interval is hit,
 so that every result is finite:
@@ -124,8 +125,8 @@ def truncation(mean: float, std: float, a: float, b: float, dtype: str) -> Trunc
         low, high = _tails(mean, std, a), _tails(mean, std, b)
     if not (high[0] > low[0] or low[1] > high[1]) or max(low[1], high[1]) == 0.0 or max(low[0], high[0]) == 0.0:
         raise ValueError(f"[a, b] = [{a!r}, {b!r}] has no probability in float64 at mean={mean!r}, std={std!r}")
-    # The smallest v of either end.
-    least = 2.0**-53 if dtype == "float64" else 2.0**-33
+    # The smallest number at either end.
+    least = 2.0**-53 if dtype == "float64" else 2.0**-31
     smallest = min(max(low[0], high[0] * least), max(high[1], low[1] * least))
     return Truncation(low, high, first, last, smallest >= NEAR)
 

@@ -10,10 +10,13 @@ from gradmark.numerics.fit import atanh_quotient, interpolate, rounded
 
 # The smallest degrees whose truncation error lies below a quarter of the dtype's rounding unit, relative to the
 # function that the polynomial serves.
-DEGREES = {
-    "float32": {"ATANH_REST": 2, "SINE": 3, "COSINE": 4},
+DEGREES: dict[str, dict[str, int]] = {
+    "float32": {"ATANH_REST": 2, "SINE": 3, "COSINE": 4, "QUANTILE_CENTRE": 9, "QUANTILE_TAIL": 12},
     "float64": {"ATANH_REST": 6, "SINE": 6, "COSINE": 7},
 }
+CENTRE_SHIFT, CENTRE_LIMIT, TAIL_SHIFT, TAIL_LIMIT = 2.5, 5.0, 3.5, 23.5
+"""Of w = -ln(1 - x²), and of its root in the tail: the middles of the intervals; where the tail's polynomial takes
+over, and where it ends (a probability of 1.6e-11)."""
 
 
 def atanh_rest(z: Any) -> Any:
@@ -32,6 +35,15 @@ def cosine(z: Any) -> Any:
     return mpmath.cos(mpmath.pi * mpmath.sqrt(z) / 2)
 
 
+def quantile_ratio(w: Any) -> Any:
+    """√2 erfinv(x) / x with 1 - x² = exp(-w), the quantile of N(0, 1) at (1 + x) / 2 over x.
+
+    The variable, and √w in the tail, are those of Giles, GPU Computing Gems Jade, 2011, chapter 10.
+    """
+    x = mpmath.sqrt(-mpmath.expm1(-w))
+    return mpmath.sqrt(2) * mpmath.erfinv(x) / x if x else mpmath.sqrt(mpmath.pi / 2)
+
+
 def fit(dtype: str) -> dict[str, list[Any]]:
     """The coefficients of one dtype, unrounded, by rising powers."""
     with mpmath.workdps(60):
@@ -42,11 +54,14 @@ def fit(dtype: str) -> dict[str, list[Any]]:
             "ATANH_REST": (atanh_rest, zero, s * s),
             "SINE": (sine, zero, quarter),
             "COSINE": (cosine, zero, quarter),
+            "QUANTILE_CENTRE": (lambda w: quantile_ratio(w + CENTRE_SHIFT), -CENTRE_SHIFT, CENTRE_LIMIT - CENTRE_SHIFT),
+            "QUANTILE_TAIL": (
+                lambda r: quantile_ratio((r + TAIL_SHIFT) ** 2),
+                mpmath.sqrt(CENTRE_LIMIT) - TAIL_SHIFT,
+                mpmath.sqrt(TAIL_LIMIT) - TAIL_SHIFT,
+            ),
         }
-        return {
-            name: interpolate(function, low, high, DEGREES[dtype][name])
-            for name, (function, low, high) in intervals.items()
-        }
+        return {name: interpolate(*intervals[name], degree) for name, degree in DEGREES[dtype].items()}
 
 
 # Wichura, Algorithm AS 241, Applied Statistics 37, 1988, PPND16: the quantile of N(0, 1) to 1e-16 as ratios of
@@ -80,11 +95,15 @@ def module_source() -> str:
         '"""Polynomial coefficients by rising powers; `python -m gradmark.numerics.philox_fit` prints this file."""',
         "",
         "from __future__ import annotations",
+        "",
+        f"CENTRE_SHIFT, CENTRE_LIMIT, TAIL_SHIFT = {CENTRE_SHIFT}, {CENTRE_LIMIT}, {TAIL_SHIFT}",
     ]
     fits = {dtype: fit(dtype) for dtype in DEGREES}
     for name in DEGREES["float32"]:
         lines += ["", f"{name}: dict[str, tuple[float, ...]] = {{"]
         for dtype, found in fits.items():
+            if name not in found:
+                continue
             numbers = [f"        {rounded(c, dtype)!r}," for c in found[name]]
             lines += [f'    "{dtype}": (', *numbers, "    ),"]
         lines.append("}")

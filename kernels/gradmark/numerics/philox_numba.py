@@ -213,31 +213,52 @@ def _parts(high: Any, high_unit: float, low: Any, low_unit: float) -> Any:
     return np.float64(np.int32(high)) * high_unit + np.float64(np.int32(low)) * low_unit
 
 
-def _truncated_elements(truncated: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The elements of a block for float32 and for float64, whose arithmetic is that of float64 in both."""
+def _truncated_elements(transform: Callable[..., Any], ends: Callable[..., Any]) -> Callable[..., Any]:
+    """The elements of a block of four for float32, from u and 1 - u of a word."""
+
+    @inlined
+    def element(word: Any, p: Any) -> Any:
+        below_low, above_low, below_high, above_high, mean, std, first, last = p
+        u, v = ends(word)
+        z = transform(u, v, (below_low, above_low), (below_high, above_high))
+        return np.float32(min(max(mean + std * z, first), last))
+
+    @inlined
+    def elements(index: Any, k0: Any, k1: Any, p: Any) -> Any:
+        w0, w1, w2, w3 = _words(index, k0, k1)
+        return element(w0, p), element(w1, p), element(w2, p), element(w3, p)
+
+    return elements
+
+
+def _truncated_elements_64(transform: Callable[..., Any]) -> Callable[..., Any]:
+    """The elements of a block of two for float64."""
 
     @inlined
     def element(u: Any, p: Any) -> Any:
         below_low, above_low, below_high, above_high, mean, std, first, last = p
-        z = truncated(u, 1.0 - u, (below_low, above_low), (below_high, above_high))
+        z = transform(u, 1.0 - u, (below_low, above_low), (below_high, above_high))
         return min(max(mean + std * z, first), last)
 
     @inlined
-    def elements_32(index: Any, k0: Any, k1: Any, p: Any) -> Any:
-        w0, w1, w2, w3 = _words(index, k0, k1)
-        return (
-            np.float32(element(_inside_32(w0), p)),
-            np.float32(element(_inside_32(w1), p)),
-            np.float32(element(_inside_32(w2), p)),
-            np.float32(element(_inside_32(w3), p)),
-        )
-
-    @inlined
-    def elements_64(index: Any, k0: Any, k1: Any, p: Any) -> Any:
+    def elements(index: Any, k0: Any, k1: Any, p: Any) -> Any:
         w0, w1, w2, w3 = _words(index, k0, k1)
         return element(_inside_64(w0, w1), p), element(_inside_64(w2, w3), p)
 
-    return elements_32, elements_64
+    return elements
+
+
+@inlined
+def _ends_single(word: Any) -> Any:
+    h = np.int32((np.uint32(word) >> np.uint32(1)) | np.uint32(1))
+    unit = np.float32(2.0**-31)
+    return np.float32(h) * unit, np.float32(np.int32(np.int64(1 << 31) - np.int64(h))) * unit
+
+
+@inlined
+def _ends_32(word: Any) -> Any:
+    v = _inside_32(word)
+    return v, 1.0 - v
 
 
 _log = elementary("float64").log
@@ -295,18 +316,17 @@ def _53_bits(a: Any, b: Any) -> Any:
     return np.int64(((a >> np.uint64(5)) << np.uint64(26)) + (b >> np.uint64(6)))
 
 
-_truncated_32, _truncated_64 = _truncated_elements(transforms(_Arithmetic("float64")).truncated)
-_near_32, _near_64 = _truncated_elements(transforms(_Arithmetic("float64")).truncated_near)
+_single, _double = transforms(_Arithmetic("float32")), transforms(_Arithmetic("float64"))
 
 _DISTRIBUTIONS: dict[tuple[str, str], tuple[Callable[..., Any], int, Any, int]] = {
     ("uniform", "float32"): (_uniform_32, 4, types.float32, 3),
     ("uniform", "float64"): (_uniform_64, 2, types.float64, 3),
     ("normal", "float32"): (_normal_32, 4, types.float32, 2),
     ("normal", "float64"): (_normal_64, 2, types.float64, 2),
-    ("truncated", "float32"): (_truncated_32, 4, types.float64, 8),
-    ("truncated", "float64"): (_truncated_64, 2, types.float64, 8),
-    ("truncated_near", "float32"): (_near_32, 4, types.float64, 8),
-    ("truncated_near", "float64"): (_near_64, 2, types.float64, 8),
+    ("truncated", "float32"): (_truncated_elements(_double.truncated, _ends_32), 4, types.float64, 8),
+    ("truncated", "float64"): (_truncated_elements_64(_double.truncated), 2, types.float64, 8),
+    ("truncated_near", "float32"): (_truncated_elements(_single.truncated_near, _ends_single), 4, types.float32, 8),
+    ("truncated_near", "float64"): (_truncated_elements_64(_double.truncated_near), 2, types.float64, 8),
     ("gumbel", "float32"): (_gumbel_32, 4, types.float64, 1),
     ("gumbel", "float64"): (_gumbel_64, 2, types.float64, 1),
 }

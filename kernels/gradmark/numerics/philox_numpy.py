@@ -43,14 +43,16 @@ def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> Non
 def fill_truncated_normal(out: Any, first: int, seed: int, mean: float, std: float, a: float, b: float) -> None:
     """Fill the 1-d array `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
     t = truncation(mean, std, a, b, out.dtype.name)
-    transform = _truncated_near if t.near else _truncated
     dtype = _computed_in(out)
-    per_block, inside = (2, _inside_64) if dtype == np.float64 else (4, _inside_32)
+    single = t.near and dtype == np.float32
+    real: Any = np.float32 if single else np.float64
+    transform = _truncated_single if single else _truncated_near if t.near else _truncated
+    low, high = (tuple(map(real, tails)) for tails in (t.low, t.high))
+    per_block, ends = (2, _ends_64) if dtype == np.float64 else (4, _ends_single if single else _ends_32)
     for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
-        u = inside(_words(block_index, count, seed))
-        z = transform(u, 1.0 - u, t.low, t.high)
-        z *= std
-        z += mean
+        z = transform(*ends(_words(block_index, count, seed)), low, high)
+        z *= real(std)
+        z += real(mean)
         # Through float32 for float16, whose elements are defined so.
         out[target] = np.clip(z, t.first, t.last, out=z)[source].astype(dtype, copy=False)
 
@@ -113,8 +115,27 @@ class _Arithmetic(NumpyArithmetic):
 
 _normal_pair_32 = transforms(_Arithmetic("float32")).normal_pair
 _normal_pair_64 = transforms(_Arithmetic("float64")).normal_pair
+_truncated_single = transforms(_Arithmetic("float32")).truncated_near
 _truncated = transforms(_Arithmetic("float64")).truncated
 _truncated_near = transforms(_Arithmetic("float64")).truncated_near
+
+
+def _ends_single(words: Any) -> tuple[Any, Any]:
+    """u and 1 - u for a truncated normal in float32."""
+    h = ((words.T.reshape(-1) >> np.uint64(1)) | np.uint64(1)).astype(np.int64)
+    return h.astype(np.float32) * np.float32(2.0**-31), (2**31 - h).astype(np.float32) * np.float32(2.0**-31)
+
+
+def _ends_32(words: Any) -> tuple[Any, Any]:
+    """v and 1 - v for a truncated normal that is rounded to float32."""
+    v = _inside_32(words)
+    return v, 1.0 - v
+
+
+def _ends_64(words: Any) -> tuple[Any, Any]:
+    """v and 1 - v for a truncated normal in float64."""
+    v = _inside_64(words)
+    return v, 1.0 - v
 
 
 def _normal_32(words: Any) -> Any:

@@ -51,12 +51,18 @@ def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> Non
 def fill_truncated_normal(out: Any, first: int, seed: int, mean: float, std: float, a: float, b: float) -> None:
     """Fill the 1-d tensor `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
     t = truncation(mean, std, a, b, str(out.dtype).removeprefix("torch."))
-    transform = _truncated_near if t.near else _truncated
     double = out.dtype == torch.float64
-    per_block, inside = (2, _inside_64) if double else (4, _inside_32)
+    single = t.near and not double
+    transform = _truncated_single if single else _truncated_near if t.near else _truncated
+    numbers: tuple[float, ...] = (*t.low, *t.high, std, mean)
+    if single:
+        numbers = tuple(float(np.float32(number)) for number in numbers)
+    below_low, above_low, below_high, above_high, scale, centre = numbers
+    per_block, ends = (2, _ends_64) if double else (4, _ends_single if single else _ends_32)
     for block_index, count, target, source in chunks(first, out.numel(), per_block, _chunk(out.device)):
-        u = inside(_words(block_index, count, seed, out.device))
-        z = transform(u, 1.0 - u, t.low, t.high).mul_(std).add_(mean).clamp_(t.first, t.last)[source]
+        u, v = ends(_words(block_index, count, seed, out.device))
+        z = transform(u, v, (below_low, above_low), (below_high, above_high))
+        z = z.mul_(scale).add_(centre).clamp_(t.first, t.last)[source]
         # Through float32 for float16 and bfloat16, whose elements are defined so.
         out[target] = z if double else z.to(torch.float32)
 
@@ -141,8 +147,27 @@ class _Arithmetic:
 
 _normal_pair_32 = transforms(_Arithmetic("float32")).normal_pair
 _normal_pair_64 = transforms(_Arithmetic("float64")).normal_pair
+_truncated_single = transforms(_Arithmetic("float32")).truncated_near
 _truncated = transforms(_Arithmetic("float64")).truncated
 _truncated_near = transforms(_Arithmetic("float64")).truncated_near
+
+
+def _ends_single(words: Any) -> tuple[Any, Any]:
+    """u and 1 - u for a truncated normal in float32."""
+    h = (words.T.reshape(-1) >> 1) | 1
+    return h.to(torch.float32).mul_(2.0**-31), ((1 << 31) - h).to(torch.float32).mul_(2.0**-31)
+
+
+def _ends_32(words: Any) -> tuple[Any, Any]:
+    """v and 1 - v for a truncated normal that is rounded to float32."""
+    v = _inside_32(words)
+    return v, 1.0 - v
+
+
+def _ends_64(words: Any) -> tuple[Any, Any]:
+    """v and 1 - v for a truncated normal in float64."""
+    v = _inside_64(words)
+    return v, 1.0 - v
 
 
 def _normal_32(words: Any) -> Any:
