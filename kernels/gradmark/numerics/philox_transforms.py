@@ -198,60 +198,48 @@ def _ratio(m: Arithmetic, numerator: Sequence[float], denominator: Sequence[floa
     @m.function
     def ratio(x: Any) -> Any:
         x2 = x * x
-        x4 = x2 * x2
-        return above(x, x2, x4, x4) / below(x, x2, x4, x4)
+        powers = x, x2, x2 * x2
+        return above(powers) / below(powers)
 
     return ratio
 
 
 def _polynomial(m: Arithmetic, name: str) -> Function:
     """The polynomial with the coefficients called `name`, of degree 2 to 15."""
-    powers = getattr(philox_coefficients, name)[m.dtype]
-    value = _by_powers(m, powers)
+    coefficients = getattr(philox_coefficients, name)[m.dtype]
+    value = _by_powers(m, coefficients)
 
     @m.function
     def cubic(x: Any) -> Any:
-        return value(x, x * x, x, x)
+        return value((x, x * x))
 
     @m.function
     def septic(x: Any) -> Any:
         x2 = x * x
-        return value(x, x2, x2 * x2, x)
+        return value((x, x2, x2 * x2))
 
     @m.function
     def any_degree(x: Any) -> Any:
         x2 = x * x
         x4 = x2 * x2
-        return value(x, x2, x4, x4 * x4)
+        return value((x, x2, x4, x4 * x4))
 
-    return cubic if len(powers) <= 4 else septic if len(powers) <= 8 else any_degree
+    return cubic if len(coefficients) <= 4 else septic if len(coefficients) <= 8 else any_degree
 
 
 def _by_powers(m: Arithmetic, coefficients: Sequence[float]) -> Function:
-    """(x, x², x⁴, x⁸) -> Σ c_k x^k, k < 16, by Estrin's scheme: fewer operations wait for one another than in Horner's.
+    """(x, x², x⁴, …) -> Σ c_k x^k, by Estrin's scheme: fewer operations wait for one another than in Horner's.
 
     Estrin, Proc. Western Joint Computer Conf., 1960.
     """
     if len(coefficients) == 1:
         constant = m.real(coefficients[0])
-        return m.function(lambda x, x2, x4, x8: constant)
-    half = max(power for power in (1, 2, 4, 8) if power < len(coefficients))
-    low, high = _by_powers(m, coefficients[:half]), _by_powers(m, coefficients[half:])
+        return m.function(lambda powers: constant)
+    which = (len(coefficients) - 1).bit_length() - 1
+    low, high = _by_powers(m, coefficients[: 1 << which]), _by_powers(m, coefficients[1 << which :])
 
     @m.function
-    def add_first(x: Any, x2: Any, x4: Any, x8: Any) -> Any:
-        return low(x, x2, x4, x8) + x * high(x, x2, x4, x8)
+    def add(powers: Any) -> Any:
+        return low(powers) + powers[which] * high(powers)
 
-    @m.function
-    def add_second(x: Any, x2: Any, x4: Any, x8: Any) -> Any:
-        return low(x, x2, x4, x8) + x2 * high(x, x2, x4, x8)
-
-    @m.function
-    def add_fourth(x: Any, x2: Any, x4: Any, x8: Any) -> Any:
-        return low(x, x2, x4, x8) + x4 * high(x, x2, x4, x8)
-
-    @m.function
-    def add_eighth(x: Any, x2: Any, x4: Any, x8: Any) -> Any:
-        return low(x, x2, x4, x8) + x8 * high(x, x2, x4, x8)
-
-    return {1: add_first, 2: add_second, 4: add_fourth, 8: add_eighth}[half]
+    return add
