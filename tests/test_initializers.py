@@ -15,6 +15,7 @@ import torch
 import gradmark
 from gradmark import catalog
 from gradmark.initializers.public import fans
+from gradmark.numerics.philox import stream_seed
 
 ROWS = {row.name: row for row in catalog.INITIALIZERS}
 SEEDED = [name for name, row in ROWS.items() if row.seeded]
@@ -63,7 +64,7 @@ def test_signatures_come_from_the_catalog(row_name):
     assert all(p.kind is p.KEYWORD_ONLY for p in keywords)
     defaults = {p.name: None if p.default is p.empty else p.default for p in keywords}
     expected = {p.name: p.default for p in row.parameters} | {"dtype": "float32"}
-    assert defaults == (expected | {"seed": None} if row.seeded else expected)
+    assert defaults == (expected | {"seed": None, "stream": None} if row.seeded else expected)
 
 
 @pytest.mark.parametrize("row_name", ROWS)
@@ -148,6 +149,19 @@ def test_the_seed_decides(row_name, backend):
     assert (first != other).mean() > 0.99
 
 
+@pytest.mark.parametrize("row_name", SEEDED)
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+def test_a_stream_is_that_of_its_own_seed(row_name, backend):
+    function = getattr(gradmark.backend(backend), row_name)
+    named, again, other = (function((16, 9), seed=2, stream=name) for name in ("a.weight", "a.weight", "b.weight"))
+    assert values(named).tobytes() == values(again).tobytes()
+    assert (values(named) != values(other)).mean() > 0.99
+    own = function((16, 9), seed=stream_seed(2, "a.weight"))
+    assert values(own).tobytes() == values(named).tobytes()
+    unnamed = function((16, 9), seed=2, stream=None)
+    assert values(unnamed).tobytes() == values(function((16, 9), seed=2)).tobytes()
+
+
 @pytest.mark.parametrize("row_name", [name for name in SEEDED if ROWS[name].of is None])
 @pytest.mark.parametrize("backend", gradmark.BACKENDS)
 def test_the_state_of_other_generators_is_neither_used_nor_changed(row_name, backend):
@@ -207,6 +221,12 @@ BAD_CALLS = {
     "seed is negative": (lambda b: b.uniform(3, seed=-1), ValueError, r"0 <= seed < 2\*\*64, got -1"),
     "seed is too large": (lambda b: b.uniform(3, seed=2**64), ValueError, "got 18446744073709551616"),
     "seed is missing": (lambda b: b.uniform(3), TypeError, "seed"),
+    "stream is bytes": (
+        lambda b: b.uniform(3, seed=0, stream=b"w"),
+        TypeError,
+        "stream must be a str or None, got b.w.",
+    ),
+    "stream is a number": (lambda b: b.normal(3, seed=0, stream=1), TypeError, "stream must be a str or None, got 1"),
     "value is missing": (lambda b: b.constant(3), TypeError, "value"),
     "dtype is no float": (lambda b: b.uniform(3, seed=0, dtype="int32"), TypeError, "takes .*float32, float64"),
     "dtype is unknown": (lambda b: b.zeros(3, dtype="float31"), TypeError, "takes .*float32, float64"),

@@ -73,6 +73,32 @@ def test_blocks_are_the_published_ones(words, counter, key, expected):
     assert words(counter, key) == list(expected)
 
 
+@pytest.mark.parametrize(
+    ("seed", "stream", "expected"),
+    [
+        (0, "", 0x3C1B4FBFD8FFAFC3),
+        (0, "layers.0.weight", 0x109FE626FF01F1B9),
+        (2**64 - 1, "layers.0.weight", 0x670A9238BA3EF645),
+        (1, "Φ.weight", 0xAB746186DB29707C),
+    ],
+)
+def test_seeds_of_streams_are_fixed(seed, stream, expected):
+    """Computed once by RFC 7693, without hashlib: a seed's promise, which no release may change."""
+    assert philox.stream_seed(seed, stream) == expected
+
+
+def test_a_stream_without_a_name_has_the_seed_itself():
+    assert philox.stream_seed(2**64 - 1, None) == 2**64 - 1
+    for wrong in (b"layers.0.weight", 0, ("a",)):
+        with pytest.raises(TypeError, match="stream must be a str or None, got"):
+            philox.stream_seed(0, wrong)
+
+
+def test_streams_of_like_names_and_seeds_differ():
+    names = ["", "\ud800", *(f"layers.{i}.weight" for i in range(1000))]
+    assert len({philox.stream_seed(seed, name) for seed in (0, 1, 2**63) for name in names}) == 3 * len(names)
+
+
 def reference_uniform(index, seed, dtype):
     """u of one element, from its definition, in Python's integers."""
     per_block = {"float32": 4, "float64": 2}[dtype]

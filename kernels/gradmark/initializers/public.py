@@ -21,7 +21,7 @@ from typing import Any
 
 from gradmark.arrays import ArrayLibrary, finite_number
 from gradmark.catalog import Initializer, Parameter
-from gradmark.numerics.philox import LARGEST_NORMAL, check_seed, interval, truncation
+from gradmark.numerics.philox import LARGEST_NORMAL, check_seed, interval, stream_seed, truncation
 from gradmark.signatures import define
 
 
@@ -31,7 +31,8 @@ def functions(row: Initializer, implementation: ModuleType, arrays: ArrayLibrary
     empty = functools.partial(implementation.constant, value=0.0)
     names = {"initialize": functools.partial(_initialize, row, kernel, empty, arrays)}
     parameters = ", ".join(f"{p.name!r}: {p.name}" for p in row.parameters)
-    body = f"return initialize(shape, {'(seed,)' if row.seeded else '()'}, dtype, {{{parameters}}})"
+    seed = "(seed, stream)" if row.seeded else "()"
+    body = f"return initialize(shape, {seed}, dtype, {{{parameters}}})"
     return {row.name: define(row.name, signature(row), body, names, _doc(row))}
 
 
@@ -39,7 +40,8 @@ def signature(row: Initializer) -> str:
     """The signature of the function of `row`: what has no default comes first."""
     required = [p.name for p in row.parameters if p.default is None]
     optional = [f"{p.name}={p.default!r}" for p in row.parameters if p.default is not None]
-    keywords = [*(["seed"] if row.seeded else []), *required, "dtype='float32'", *optional]
+    stream = ["stream=None"] if row.seeded else []
+    keywords = [*(["seed"] if row.seeded else []), *required, "dtype='float32'", *optional, *stream]
     return f"(shape, *, {', '.join(keywords)})"
 
 
@@ -119,7 +121,7 @@ def _initialize(
     parameters: Mapping[str, Any],
 ) -> Any:
     shape = check_shape(shape)
-    seed = tuple(map(check_seed, seed))
+    seeds = (stream_seed(check_seed(seed[0]), seed[1]),) if seed else ()
     dtype = arrays.check_dtype_name(dtype)
     dtype_name = str(dtype).removeprefix("torch.")
     _check_memory(row, shape, dtype_name, arrays.device)
@@ -130,7 +132,7 @@ def _initialize(
     with arrays.quiet():
         if 0 in shape:
             return empty(shape, dtype, arrays.device)
-        return kernel(shape, *seed, dtype, arrays.device, **arguments)
+        return kernel(shape, *seeds, dtype, arrays.device, **arguments)
 
 
 def _arguments(row: Initializer, shape: tuple[int, ...], parameters: dict[str, float]) -> dict[str, float]:
@@ -238,6 +240,12 @@ seed : int
     0 <= seed < 2**64. Element i of the stream depends on the seed and on i alone: {}
 """
 
+_STREAM = """\
+stream : str, optional
+    The name of a stream of random numbers of its own under this seed, such as the qualified name of a parameter: the
+    weights then depend on the seed and the name, and not on what else is drawn. Default: the seed's unnamed stream.
+"""
+
 _SAME_SEED = {
     "uniform": "the same seed gives the same\n    bits at any thread count and in every backend.",
     "normal": "the same seed gives the same\n    bits at any thread count and in every backend.",
@@ -253,6 +261,7 @@ def _doc(row: Initializer) -> str:
     elif row.name == "eye":
         dimensions = "of exactly 2 dimensions"
     seed = _SEED.format(_SAME_SEED[row.distribution]) if row.seeded else ""
+    stream, named = (_STREAM, ", a stream that is no str") if row.seeded else ("", "")
     parameters = "".join(map(_parameter_doc, row.parameters))
     note = _NOTES.get(row.distribution, "")
     required = "".join(f", {p.name}={p.samples[0]!r}" for p in row.parameters if p.default is None)
@@ -265,7 +274,7 @@ shape : int, or tuple or list of int
     (out, in, *kernel) as in PyTorch, {dimensions}; without elements where a length is 0.
 {seed}{parameters}dtype : str or dtype
     The dtype of the result; half precision is computed in float32.
-
+{stream}
 Returns
 -------
 weights : array
@@ -274,7 +283,7 @@ weights : array
 Raises
 ------
 TypeError
-    A shape or seed that is no int, a parameter that is no number, a dtype that the backend lacks.
+    A shape or seed that is no int, a parameter that is no number, a dtype that the backend lacks{named}.
 ValueError
     A negative length, too few dimensions, a seed or a parameter out of range, weights that would overflow the dtype.
 MemoryError

@@ -6,7 +6,9 @@ four 32-bit words for one counter:
     key = (seed mod 2^32, seed div 2^32)         counter = (block mod 2^32, block div 2^32, 0, 0)
 
 An element depends on the seed and on its global index i alone, so any part of a result can be computed by itself,
-in any order, by any number of threads, and on any device. In float32 an element takes one word, in float64 two
+in any order, by any number of threads, and on any device. A named stream has a seed of its own (`stream_seed`): eight
+bytes of BLAKE2b (RFC 7693) of the name in UTF-8, keyed with the eight bytes of the seed, both little-endian. So what
+another name is drawn for, and in what order, changes nothing. In float32 an element takes one word, in float64 two
 (the 53-bit number v of the words a, b is (a >> 5) 2^26 + (b >> 6)):
 
     float32     block = i div 4, word w = block[i mod 4]                u = (w >> 8) 2^-24
@@ -42,6 +44,7 @@ this stream with the same functions: `block`, `fill_uniform`, `fill_normal`, `fi
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import numbers
 from collections.abc import Iterator
@@ -68,6 +71,17 @@ def check_seed(seed: Any) -> int:
     if not 0 <= int(seed) < 2**64:
         raise ValueError(f"seed must be an int with 0 <= seed < 2**64, got {seed!r}")
     return int(seed)
+
+
+def stream_seed(seed: int, stream: Any) -> int:
+    """The seed of the stream of this name, 0 <= seed < 2^64; the seed itself for None, TypeError for what is no str."""
+    if stream is None:
+        return seed
+    if not isinstance(stream, str):
+        raise TypeError(f"stream must be a str or None, got {stream!r} of type {type(stream).__name__}")
+    # A lone surrogate, which UTF-8 has no bytes for, is a name like any other.
+    name = stream.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little")
 
 
 def key(seed: int) -> tuple[int, int]:
