@@ -140,6 +140,23 @@ def test_all_backends_give_equal_bits(name, dtype, first):
         assert found.tobytes() == reference.tobytes(), backend
 
 
+# Runs shorter than a block, of many blocks, and longer than what is shared by the threads or computed at once.
+@pytest.mark.parametrize("length", [1, 3, 7, 64, 301, 2**18 + 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FILLS)
+def test_runs_hold_the_elements_from_their_first_on(name, dtype, length):
+    runs = 2 if length > 2**18 else 1 + 20_000 // length
+    first = np.arange(runs) * (length + 5) + 2**34 - 3
+    bounds = (-2.0, 2.5) if name == "fill_truncated_normal" else ()
+    whole = fill("numba", name, int(first[-1]) + length - 2**34 + 3, dtype, 2**34 - 3, a=-0.3, b=0.7)
+    expected = whole[first[:, None] - first[0] + np.arange(length)]
+    for backend, module in STREAMS.items():
+        out = np.empty((runs, length), dtype)
+        of_backend = (torch.from_numpy(out), torch.from_numpy(first)) if backend == "torch" else (out, first)
+        getattr(module, name)(*of_backend, SEED, -0.3, 0.7, *bounds)
+        assert out.tobytes() == expected.tobytes(), backend
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_ends_of_the_transforms_have_equal_bits(dtype):
     """The smallest and the largest u, the ends of a quadrant and its middle, in all four: no draw meets them all."""
@@ -243,7 +260,7 @@ def test_serial_and_parallel_loops_give_equal_bits(name, dtype):
     scalar = np.float32 if real == types.float32 else np.float64
     parameters = tuple(scalar(0.25 + k / 16) for k in range(count))
     results = []
-    for loop in philox_numba._compiled[key]:
+    for loop in philox_numba._compiled[*key, 1]:
         out = np.empty(ODD_SIZE, dtype)
         loop(out, 3, np.uint64(1), np.uint64(2), parameters)
         results.append(out.tobytes())
@@ -294,12 +311,17 @@ def test_all_streams_have_the_same_functions():
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names the vector registers of x86-64")
 @pytest.mark.parametrize("distribution", philox_numba._DISTRIBUTIONS, ids="-".join)
-def test_the_loops_are_vectorized(distribution):
+@pytest.mark.parametrize(
+    ("make", "dimensions", "first"),
+    [(philox_numba._loop, 1, types.int64), (philox_numba._loop_over_runs, 2, types.int64[::1])],
+    ids=["elements", "runs"],
+)
+def test_the_loops_are_vectorized(distribution, make, dimensions, first):
     # Whether LLVM vectorizes it hangs on what Numba inlines; a loop that is not is several times slower.
     elements, per_block, real, count = philox_numba._DISTRIBUTIONS[distribution]
-    out = types.Array(getattr(types, distribution[1]), 1, "C")
-    compiled = numba.njit(error_model="numpy")(philox_numba._loop(elements, per_block))
-    compiled.compile(types.void(out, types.int64, types.uint64, types.uint64, types.UniTuple(real, count)))
+    out = types.Array(getattr(types, distribution[1]), dimensions, "C")
+    compiled = numba.njit(error_model="numpy")(make(elements, per_block))
+    compiled.compile(types.void(out, first, types.uint64, types.uint64, types.UniTuple(real, count)))
     (assembly,) = compiled.inspect_asm().values()
     assert re.search(r"pmuludq\s.*%[xyz]mm", assembly)
     assert re.search(rf"\bv?mulp{'s' if real == types.float32 else 'd'}\s.*%[xyz]mm", assembly)

@@ -3,6 +3,9 @@
 Words are held in 64-bit lanes: a product of two words is then one vector multiplication (vpmuludq), which ignores the
 upper halves, and the shift and the masks around it are free or nearly so. The loop over blocks has no branch and
 vectorizes; elements of a block that is not wholly asked for are computed one by one, outside of it.
+
+What is filled is a contiguous 1-d array and `first` an int; or a 2-d array whose rows are runs, and `first` an int64
+array of the first element of each.
 """
 
 from __future__ import annotations
@@ -25,29 +28,31 @@ from gradmark.numerics.philox_transforms import transforms
 
 CHUNK = 1 << 12
 """Blocks that one thread handles at a time."""
+LONG_RUN = 1 << 18
+"""Elements from which each run is shared by the threads, in place of the runs."""
 
 Loop = Callable[..., None]
 
 
-def fill_uniform(out: Any, first: int, seed: int, low: float, high: float) -> None:
-    """Fill the 1-d array `out` with the elements first, first + 1, ... of U(low, high)."""
+def fill_uniform(out: Any, first: Any, seed: int, low: float, high: float) -> None:
+    """Fill `out` with the elements first, first + 1, ... of U(low, high)."""
     _fill("uniform", out, first, seed, interval(low, high, out.dtype.name))
 
 
-def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> None:
-    """Fill the 1-d array `out` with the elements first, first + 1, ... of N(mean, std²)."""
+def fill_normal(out: Any, first: Any, seed: int, mean: float, std: float) -> None:
+    """Fill `out` with the elements first, first + 1, ... of N(mean, std²)."""
     _fill("normal", out, first, seed, (mean, std))
 
 
-def fill_truncated_normal(out: Any, first: int, seed: int, mean: float, std: float, a: float, b: float) -> None:
-    """Fill the 1-d array `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
+def fill_truncated_normal(out: Any, first: Any, seed: int, mean: float, std: float, a: float, b: float) -> None:
+    """Fill `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
     t = truncation(mean, std, a, b, out.dtype.name)
     name = "truncated_near" if t.near else "truncated"
     _fill(name, out, first, seed, (*t.low, *t.high, mean, std, t.first, t.last))
 
 
-def fill_gumbel(out: Any, first: int, seed: int) -> None:
-    """Fill the 1-d array `out` with the elements first, first + 1, ... of Gumbel(0, 1)."""
+def fill_gumbel(out: Any, first: Any, seed: int) -> None:
+    """Fill `out` with the elements first, first + 1, ... of Gumbel(0, 1)."""
     _fill("gumbel", out, first, seed, (0.0,))
 
 
@@ -69,40 +74,67 @@ def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, An
     return c0, c1, c2, c3
 
 
-def _fill(distribution: str, out: Any, first: int, seed: int, parameters: tuple[float, ...]) -> None:
+def _fill(distribution: str, out: Any, first: Any, seed: int, parameters: tuple[float, ...]) -> None:
+    if out.ndim == 2 and out.shape[1] >= LONG_RUN:
+        for run, start in zip(out, first, strict=True):
+            _fill(distribution, run, int(start), seed, parameters)
+        return
     with _compiling:
-        name = (distribution, out.dtype.name)
+        name = (distribution, out.dtype.name, out.ndim)
         if name not in _compiled:
             _compiled[name] = _compile(*name)
     k0, k1 = key(seed)
-    _, _, real, _ = _DISTRIBUTIONS[name]
+    _, _, real, _ = _DISTRIBUTIONS[distribution, out.dtype.name]
     scalar = np.float32 if real == types.float32 else np.float64
     arguments = out, first, np.uint64(k0), np.uint64(k1), tuple(map(scalar, parameters))
     fused.run(_compiled[name], out.size, arguments)
 
 
-_compiled: dict[tuple[str, str], tuple[Loop, Loop]] = {}
+_compiled: dict[tuple[str, str, int], tuple[Loop, Loop]] = {}
 _compiling = threading.Lock()
 
 
-def _compile(distribution: str, dtype: str) -> tuple[Loop, Loop]:
+def _compile(distribution: str, dtype: str, dimensions: int) -> tuple[Loop, Loop]:
     """The serial and the parallel loop of a distribution and dtype, compiled or loaded from the cache."""
     elements, per_block, real, count = _DISTRIBUTIONS[distribution, dtype]
-    array = types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C")
-    signature = types.void(array, types.int64, types.uint64, types.uint64, types.UniTuple(real, count))
-    loop = _loop(elements, per_block)
-    name = f"philox_{distribution}_{dtype}"
+    array = types.Array(numba.from_dtype(np.dtype(dtype)), dimensions, "C")
+    first = types.int64 if dimensions == 1 else types.Array(types.int64, 1, "C", readonly=True)
+    signature = types.void(array, first, types.uint64, types.uint64, types.UniTuple(real, count))
+    loop = (_loop if dimensions == 1 else _loop_over_runs)(elements, per_block)
+    name = f"philox_{distribution}_{dtype}{'' if dimensions == 1 else '_runs'}"
     return jit(loop, signature, name=name), jit(loop, signature, name=f"{name}_parallel", parallel=True)
 
 
-def _loop(elements: Callable[..., Any], per_block: int) -> Loop:
-    """The loop over the elements of a result, `per_block` at a time."""
-    fill_blocks = _fill_blocks_of_4(elements) if per_block == 4 else _fill_blocks_of_2(elements)
+def _loop_over_runs(elements: Callable[..., Any], per_block: int) -> Loop:
+    """The loop over the rows of a result, each of which is a run of elements from its own `first` on."""
+    fill_blocks, fill_ragged = _fills(elements, per_block)
+
+    def loop(out: Any, first: Any, k0: Any, k1: Any, p: Any) -> None:
+        for r in prange(out.shape[0]):
+            run, start = out[r], first[r]
+            head = min(-start % per_block, run.size)
+            tail = run.size - (run.size - head) % per_block
+            fill_ragged(run[:head], start, k0, k1, p)
+            fill_blocks(run[head:tail], np.uint64((start + head) // per_block), k0, k1, p)
+            fill_ragged(run[tail:], start + tail, k0, k1, p)
+
+    return loop
+
+
+def _fills(elements: Callable[..., Any], per_block: int) -> tuple[Loop, Loop]:
+    """Functions that fill an array: with whole blocks, and with elements one by one."""
 
     @register_jitable
     def fill_ragged(out: Any, first: int, k0: Any, k1: Any, p: Any) -> None:
         for i in range(out.size):
             out[i] = elements(np.uint64((first + i) // per_block), k0, k1, p)[(first + i) % per_block]
+
+    return (_fill_blocks_of_4 if per_block == 4 else _fill_blocks_of_2)(elements), fill_ragged
+
+
+def _loop(elements: Callable[..., Any], per_block: int) -> Loop:
+    """The loop over the elements of a result, `per_block` at a time."""
+    fill_blocks, fill_ragged = _fills(elements, per_block)
 
     def loop(out: Any, first: int, k0: Any, k1: Any, p: Any) -> None:
         head = min(-first % per_block, out.size)

@@ -1,7 +1,12 @@
-"""The stream of `numerics.philox` in NumPy: 64-bit integer arithmetic on chunks that stay in cache."""
+"""The stream of `numerics.philox` in NumPy: 64-bit integer arithmetic on chunks that stay in cache.
+
+What is filled is a 1-d array and `first` an int; or a 2-d array whose rows are runs, and `first` an int64 array of the
+first element of each.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,8 @@ from gradmark.numerics.evaluate import NumpyArithmetic
 from gradmark.numerics.philox import M0, M1, ROUNDS, W0, W1, chunks, interval, key, truncation
 from gradmark.numerics.philox_transforms import transforms
 
+Function = Callable[..., Any]
+
 CHUNK = 1 << 13
 """Blocks at a time: the ten or so arrays of 64 KiB that a chunk needs stay in a core's own cache."""
 
@@ -17,31 +24,37 @@ _MASK = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
 
-def fill_uniform(out: Any, first: int, seed: int, low: float, high: float) -> None:
-    """Fill the 1-d array `out` with the elements first, first + 1, ... of U(low, high)."""
+def fill_uniform(out: Any, first: Any, seed: int, low: float, high: float) -> None:
+    """Fill `out` with the elements first, first + 1, ... of U(low, high)."""
     dtype = _computed_in(out)
     start, span, last = (dtype.type(value) for value in interval(low, high, dtype.name))
     per_block, uniform = (2, _uniform_64) if dtype == np.float64 else (4, _uniform_32)
-    for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
-        u = uniform(_words(block_index, count, seed))
+
+    def elements(words: Any) -> Any:
+        u = uniform(words)
         u *= span
         u += start
-        out[target] = np.minimum(u, last, out=u)[source]
+        return np.minimum(u, last, out=u)
+
+    _fill(out, first, seed, per_block, elements)
 
 
-def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> None:
-    """Fill the 1-d array `out` with the elements first, first + 1, ... of N(mean, std²)."""
+def fill_normal(out: Any, first: Any, seed: int, mean: float, std: float) -> None:
+    """Fill `out` with the elements first, first + 1, ... of N(mean, std²)."""
     dtype = _computed_in(out)
     per_block, normal = (2, _normal_64) if dtype == np.float64 else (4, _normal_32)
-    for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
-        z = normal(_words(block_index, count, seed))
+
+    def elements(words: Any) -> Any:
+        z = normal(words)
         z *= dtype.type(std)
         z += dtype.type(mean)
-        out[target] = z[source]
+        return z
+
+    _fill(out, first, seed, per_block, elements)
 
 
-def fill_truncated_normal(out: Any, first: int, seed: int, mean: float, std: float, a: float, b: float) -> None:
-    """Fill the 1-d array `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
+def fill_truncated_normal(out: Any, first: Any, seed: int, mean: float, std: float, a: float, b: float) -> None:
+    """Fill `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
     t = truncation(mean, std, a, b, out.dtype.name)
     dtype = _computed_in(out)
     single = t.near and dtype == np.float32
@@ -49,24 +62,30 @@ def fill_truncated_normal(out: Any, first: int, seed: int, mean: float, std: flo
     transform = _truncated_single if single else _truncated_near if t.near else _truncated
     low, high = (tuple(map(real, tails)) for tails in (t.low, t.high))
     per_block, ends = (2, _ends_64) if dtype == np.float64 else (4, _ends_single if single else _ends_32)
-    for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
-        z = transform(*ends(_words(block_index, count, seed)), low, high)
+
+    def elements(words: Any) -> Any:
+        z = transform(*ends(words), low, high)
         z *= real(std)
         z += real(mean)
         # Through float32 for float16, whose elements are defined so.
-        out[target] = np.clip(z, t.first, t.last, out=z)[source].astype(dtype, copy=False)
+        return np.clip(z, t.first, t.last, out=z).astype(dtype, copy=False)
+
+    _fill(out, first, seed, per_block, elements)
 
 
-def fill_gumbel(out: Any, first: int, seed: int) -> None:
-    """Fill the 1-d array `out` with the elements first, first + 1, ... of Gumbel(0, 1)."""
+def fill_gumbel(out: Any, first: Any, seed: int) -> None:
+    """Fill `out` with the elements first, first + 1, ... of Gumbel(0, 1)."""
     dtype = _computed_in(out)
     per_block, inside = (2, _inside_64) if dtype == np.float64 else (4, _inside_32)
-    for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
-        v = inside(_words(block_index, count, seed))
+
+    def elements(words: Any) -> Any:
+        v = inside(words)
         np.log(v, out=v)
         np.negative(v, out=v)
         np.log(v, out=v)
-        out[target] = np.negative(v, out=v)[source].astype(dtype, copy=False)
+        return np.negative(v, out=v).astype(dtype, copy=False)
+
+    _fill(out, first, seed, per_block, elements)
 
 
 def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, Any, Any, Any]:
@@ -74,6 +93,15 @@ def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, An
     words = np.stack((c0, c1, c2, c3))
     _encrypt(words, k0, k1)
     return words[0], words[1], words[2], words[3]
+
+
+def _fill(out: Any, first: Any, seed: int, per_block: int, elements: Function) -> None:
+    if out.ndim == 2:
+        for run, start in zip(out, first, strict=True):
+            _fill(run, int(start), seed, per_block, elements)
+        return
+    for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
+        out[target] = elements(_words(block_index, count, seed))[source]
 
 
 def _words(block_index: int, count: int, seed: int) -> Any:

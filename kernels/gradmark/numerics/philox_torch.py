@@ -2,6 +2,9 @@
 
 PyTorch's unsigned 64-bit integers lack most operations, so words are held in int64. A product of two words wraps to
 a negative number there, and `>>` copies the sign; the mask after it leaves the upper 32 bits of the product.
+
+What is filled is a 1-d tensor and `first` an int; or a 2-d tensor whose rows are runs, and `first` an int64 tensor of
+the first element of each.
 """
 
 from __future__ import annotations
@@ -23,33 +26,24 @@ CHUNK = {"cpu": 1 << 14, "cuda": 1 << 22}
 _MASK = 0xFFFFFFFF
 
 
-def fill_uniform(out: Any, first: int, seed: int, low: float, high: float) -> None:
-    """Fill the 1-d tensor `out` with the elements first, first + 1, ... of U(low, high)."""
+def fill_uniform(out: Any, first: Any, seed: int, low: float, high: float) -> None:
+    """Fill `out` with the elements first, first + 1, ... of U(low, high)."""
     start, span, last = interval(low, high, "float64" if out.dtype == torch.float64 else "float32")
     per_block, uniform = (2, _uniform_64) if out.dtype == torch.float64 else (4, _uniform_32)
-    for block_index, count, target, source in chunks(first, out.numel(), per_block, _chunk(out.device)):
-        u = uniform(_words(block_index, count, seed, out.device))
-        u.mul_(span).add_(start).clamp_(max=last)
-        out[target] = u[source]
+    _fill(out, first, seed, per_block, lambda words: uniform(words).mul_(span).add_(start).clamp_(max=last))
 
 
-def _chunk(device: Any) -> int:
-    return CHUNK.get(device.type, CHUNK["cuda"])
-
-
-def fill_normal(out: Any, first: int, seed: int, mean: float, std: float) -> None:
-    """Fill the 1-d tensor `out` with the elements first, first + 1, ... of N(mean, std²)."""
+def fill_normal(out: Any, first: Any, seed: int, mean: float, std: float) -> None:
+    """Fill `out` with the elements first, first + 1, ... of N(mean, std²)."""
     double = out.dtype == torch.float64
     scale, centre = (std, mean) if double else (float(np.float32(std)), float(np.float32(mean)))
     per_block, normal = (2, _normal_64) if double else (4, _normal_32)
-    for block_index, count, target, source in chunks(first, out.numel(), per_block, _chunk(out.device)):
-        z = normal(_words(block_index, count, seed, out.device)).mul_(scale).add_(centre)
-        # Two steps: what a kernel that fuses them would round once.
-        out[target] = z[source]
+    # Two steps: what a kernel that fuses them would round once.
+    _fill(out, first, seed, per_block, lambda words: normal(words).mul_(scale).add_(centre))
 
 
-def fill_truncated_normal(out: Any, first: int, seed: int, mean: float, std: float, a: float, b: float) -> None:
-    """Fill the 1-d tensor `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
+def fill_truncated_normal(out: Any, first: Any, seed: int, mean: float, std: float, a: float, b: float) -> None:
+    """Fill `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
     t = truncation(mean, std, a, b, str(out.dtype).removeprefix("torch."))
     double = out.dtype == torch.float64
     single = t.near and not double
@@ -59,22 +53,27 @@ def fill_truncated_normal(out: Any, first: int, seed: int, mean: float, std: flo
         numbers = tuple(float(np.float32(number)) for number in numbers)
     below_low, above_low, below_high, above_high, scale, centre = numbers
     per_block, ends = (2, _ends_64) if double else (4, _ends_single if single else _ends_32)
-    for block_index, count, target, source in chunks(first, out.numel(), per_block, _chunk(out.device)):
-        u, v = ends(_words(block_index, count, seed, out.device))
-        z = transform(u, v, (below_low, above_low), (below_high, above_high))
-        z = z.mul_(scale).add_(centre).clamp_(t.first, t.last)[source]
+
+    def elements(words: Any) -> Any:
+        z = transform(*ends(words), (below_low, above_low), (below_high, above_high))
+        z = z.mul_(scale).add_(centre).clamp_(t.first, t.last)
         # Through float32 for float16 and bfloat16, whose elements are defined so.
-        out[target] = z if double else z.to(torch.float32)
+        return z if double else z.to(torch.float32)
+
+    _fill(out, first, seed, per_block, elements)
 
 
-def fill_gumbel(out: Any, first: int, seed: int) -> None:
-    """Fill the 1-d tensor `out` with the elements first, first + 1, ... of Gumbel(0, 1)."""
+def fill_gumbel(out: Any, first: Any, seed: int) -> None:
+    """Fill `out` with the elements first, first + 1, ... of Gumbel(0, 1)."""
     double = out.dtype == torch.float64
     per_block, inside = (2, _inside_64) if double else (4, _inside_32)
-    for block_index, count, target, source in chunks(first, out.numel(), per_block, _chunk(out.device)):
-        v = inside(_words(block_index, count, seed, out.device)).log_().neg_().log_().neg_()[source]
+
+    def elements(words: Any) -> Any:
+        v = inside(words).log_().neg_().log_().neg_()
         # Through float32 for float16 and bfloat16, whose elements are defined so.
-        out[target] = v if double else v.to(torch.float32)
+        return v if double else v.to(torch.float32)
+
+    _fill(out, first, seed, per_block, elements)
 
 
 def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, Any, Any, Any]:
@@ -88,9 +87,39 @@ def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, An
     return c0, c1, c2, c3
 
 
-def _words(block_index: int, count: int, seed: int, device: Any) -> Any:
-    """The words of `count` blocks, (4, count), int64."""
-    index = torch.arange(block_index, block_index + count, dtype=torch.int64, device=device)
+def _fill(out: Any, first: Any, seed: int, per_block: int, elements: Function) -> None:
+    if out.ndim == 2:
+        _fill_runs(out, first, seed, per_block, elements)
+        return
+    for block_index, count, target, source in chunks(first, out.numel(), per_block, _chunk(out.device)):
+        index = torch.arange(block_index, block_index + count, dtype=torch.int64, device=out.device)
+        out[target] = elements(_words(index, seed))[source]
+
+
+def _fill_runs(out: Any, first: Any, seed: int, per_block: int, elements: Function) -> None:
+    runs, length = out.shape
+    # A run may begin and end within a block.
+    blocks = (length + per_block - 2) // per_block + 1
+    at_once = _chunk(out.device) // blocks
+    if at_once == 0:
+        for run, start in zip(out, first.tolist(), strict=True):
+            _fill(run, start, seed, per_block, elements)
+        return
+    of_a_run = torch.arange(blocks, dtype=torch.int64, device=out.device)
+    within = torch.arange(length, dtype=torch.int64, device=out.device)
+    for begin in range(0, runs, at_once):
+        start = first[begin : begin + at_once].to(out.device).unsqueeze(1)
+        words = _words((start // per_block + of_a_run).reshape(-1), seed)
+        found = elements(words).view(len(start), blocks * per_block)
+        out[begin : begin + at_once] = found.gather(1, start % per_block + within)
+
+
+def _chunk(device: Any) -> int:
+    return CHUNK.get(device.type, CHUNK["cuda"])
+
+
+def _words(index: Any, seed: int) -> Any:
+    """The words of the blocks of these indices, (4, number of indices), int64."""
     zero = torch.zeros_like(index)
     return torch.stack(block(index & _MASK, index >> 32, zero, zero, *key(seed)))
 
