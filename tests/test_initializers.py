@@ -20,6 +20,8 @@ from gradmark.numerics.philox import stream_seed
 ROWS = {row.name: row for row in catalog.INITIALIZERS}
 SEEDED = [name for name, row in ROWS.items() if row.seeded]
 SCALED = [name for name in SEEDED if ROWS[name].of is not None]
+GAINED = [name for name in SCALED if "gain" in [p.name for p in ROWS[name].parameters]]
+CHOICES = [(name, p) for name, row in ROWS.items() for p in row.parameters if isinstance(p, catalog.Choice)]
 DTYPES = [(name, dtype) for name in gradmark.BACKENDS for dtype in gradmark.backend(name).dtypes]
 SHAPES = [(7, 5), (5, 7), (6, 6), (1, 4), (4, 1), (1, 1), (8, 3, 3, 3), (2, 3, 4, 1, 2)]
 
@@ -187,10 +189,57 @@ def test_fixed_weights_are_those_of_pytorch(backend):
         assert (values(make(backend, "eye", shape, gain=-3.0)) == -3.0 * identity).all()
 
 
-@pytest.mark.parametrize("row_name", [*SCALED, "orthogonal", "eye"])
+@pytest.mark.parametrize("row_name", [*GAINED, "orthogonal", "eye"])
 @pytest.mark.parametrize("backend", gradmark.BACKENDS)
 def test_a_gain_of_zero_gives_zeros(row_name, backend):
     assert (values(make(backend, row_name, (6, 5), gain=0.0)) == 0).all()
+
+
+def test_named_cases_are_those_of_variance_scaling():
+    # float64, so that float32 does not hide a difference; two ways to compute one σ may differ in its last bit.
+    shape = (9, 4, 3)
+    cases = {
+        "lecun": {"mode": "fan_in"},
+        "xavier": {"mode": "fan_avg"},
+        "he": {"mode": "fan_in", "scale": 2.0},
+    }
+    for name, parameters in cases.items():
+        for distribution in ("uniform", "normal", "truncated_normal"):
+            named = make("numpy", f"{name}_{distribution}", shape, "float64")
+            scaled = make("numpy", "variance_scaling", shape, "float64", distribution=distribution, **parameters)
+            np.testing.assert_allclose(named, scaled, rtol=4e-16)
+
+
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+def test_modes_divide_by_their_fans(backend):
+    shape = (9, 4, 3)
+    unit = values(make(backend, "normal", shape, "float64"))
+    for mode, fan in {"fan_in": 12, "fan_out": 27, "fan_avg": 19.5, "fan_geo_avg": 18}.items():
+        found = make(backend, "variance_scaling", shape, "float64", mode=mode, distribution="normal", scale=3.0)
+        np.testing.assert_allclose(values(found), unit * math.sqrt(3 / fan), rtol=1e-15)
+    for mode, fan in {"fan_in": 12, "fan_out": 27}.items():
+        found = values(make(backend, "he_normal", shape, "float64", mode=mode))
+        np.testing.assert_allclose(found, unit * math.sqrt(2 / fan), rtol=1e-15)
+
+
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+@pytest.mark.parametrize(("row_name", "choice"), CHOICES)
+def test_an_unknown_word_is_told_which_are_known(row_name, choice, backend):
+    accepted = ", ".join(map(repr, choice.words))
+    for word in ("", "fan", choice.default.upper(), f"{choice.default} "):
+        with pytest.raises(ValueError, match=f"{row_name}: {choice.name} must be one of {accepted}, got {word!r}"):
+            make(backend, row_name, (4, 3), **{choice.name: word})
+    for word in (None, 1, choice.default.encode(), [choice.default]):
+        with pytest.raises(TypeError, match=rf"{row_name}: {choice.name} must be one of {accepted}, got .* of type"):
+            make(backend, row_name, (4, 3), **{choice.name: word})
+
+
+@pytest.mark.parametrize(("row_name", "choice"), CHOICES)
+def test_the_docstring_lists_the_words(row_name, choice):
+    doc = getattr(gradmark.backend("numpy"), row_name).__doc__
+    assert f"\n{choice.name} : {{{', '.join(map(repr, choice.words))}}}\n" in doc
+    assert choice.default in choice.words
+    assert len(set(choice.words)) == len(choice.words) > 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -255,6 +304,24 @@ BAD_CALLS = {
         lambda b: b.he_normal((3, 3), seed=0, gain=-1),
         ValueError,
         "gain must not be",
+    ),
+    "scale is zero": (
+        lambda b: b.variance_scaling((3, 3), seed=0, scale=0.0),
+        ValueError,
+        "variance_scaling requires scale > 0, got scale=0.0, mode='fan_in'",
+    ),
+    "scale is negative": (lambda b: b.variance_scaling((3, 3), seed=0, scale=-1), ValueError, "scale > 0, got"),
+    "scale is nan": (lambda b: b.variance_scaling((3, 3), seed=0, scale=math.nan), ValueError, "scale must be finite"),
+    "scale overflows": (
+        lambda b: b.variance_scaling((3, 3), seed=0, scale=1e300),
+        ValueError,
+        "overflows float32",
+    ),
+    "fans of a vector to scale": (lambda b: b.variance_scaling(3, seed=0), ValueError, "at least 2 dimensions"),
+    "mode is unknown": (
+        lambda b: b.variance_scaling((3, 3), seed=0, mode="fan_max"),
+        ValueError,
+        "mode must be one of 'fan_in', 'fan_out', 'fan_avg', 'fan_geo_avg', got 'fan_max'",
     ),
     "gain is nan": (lambda b: b.orthogonal((3, 3), seed=0, gain=math.nan), ValueError, "gain must be finite"),
     "gain of a uniform overflows": (

@@ -18,8 +18,8 @@ from gradmark.initializers.public import fans
 FALSE_ALARM = 1e-6
 
 ROWS = {row.name: row for row in catalog.INITIALIZERS}
-INDEPENDENT = [name for name, row in ROWS.items() if row.distribution in ("uniform", "normal", "truncated")]
-SCALED = [name for name in INDEPENDENT if ROWS[name].of is not None]
+INDEPENDENT = [n for n, row in ROWS.items() if row.distribution in ("uniform", "normal", "truncated", "chosen")]
+NAMED = [name for name in INDEPENDENT if isinstance(ROWS[name].of, str)]
 
 LINEAR, CONVOLUTION = (300, 250), (48, 32, 5, 7)
 SEED = 20260101
@@ -39,18 +39,21 @@ def weights(backend, row_name, shape, dtype="float32", seed=SEED, **parameters):
 
 
 def parameters_of(row_name):
-    """The defaults, and all samples together."""
+    """The defaults; all samples together; and each word of a choice beside the first sample."""
     row = ROWS[row_name]
-    return [{p.name: p.default for p in row.parameters}, {p.name: p.samples[0] for p in row.parameters}]
+    defaults = {p.name: p.usual for p in row.parameters}
+    others = [{**defaults, p.name: word} for p in row.parameters for word in p.samples[1:]]
+    return [defaults, {p.name: p.samples[0] for p in row.parameters}, *others]
 
 
 def stated(row_name, shape, parameters):
     """The distribution that the catalog states, as one of scipy.stats."""
     row = ROWS[row_name]
     arguments = parameters if row.of is None else row.arguments(*fans(shape), **parameters)
-    if row.distribution == "uniform":
+    distribution = row.case_of(parameters).distribution
+    if distribution == "uniform":
         return stats.uniform(arguments["low"], arguments["high"] - arguments["low"])
-    if row.distribution == "truncated":
+    if distribution == "truncated":
         mean, std, a, b = (arguments[name] for name in ("mean", "std", "a", "b"))
         return stats.truncnorm((a - mean) / std, (b - mean) / std, mean, std)
     return stats.norm(arguments["mean"], arguments["std"])
@@ -133,17 +136,18 @@ def test_truncated_weights_keep_their_bounds_and_come_near_them(backend, dtype):
         assert b - 0.01 <= sample.max() <= b
 
 
-@pytest.mark.parametrize("row_name", [name for name in SCALED if ROWS[name].distribution == "truncated"])
+@pytest.mark.parametrize("row_name", [name for name in NAMED if ROWS[name].distribution == "truncated"])
 def test_truncation_leaves_the_scale(row_name):
     """JAX and Keras divide by 0.87962566103423978; the standard deviation is that of the normal variant."""
     assert pytest.approx(0.87962566103423978, rel=1e-15) == catalog.TRUNCATED_STD
     normal = ROWS[row_name.replace("_truncated", "")]
+    defaults = {p.name: p.usual for p in normal.parameters}
     for gain in (0.5, 1.0):
-        expected = normal.arguments(30, 50, gain=gain)["std"]
-        assert stated(row_name, (50, 30), {"gain": gain}).std() == pytest.approx(expected, rel=1e-12)
+        expected = normal.arguments(30, 50, **{**defaults, "gain": gain})["std"]
+        assert stated(row_name, (50, 30), {**defaults, "gain": gain}).std() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("row_name", [name for name in SCALED if ROWS[name].distribution != "truncated"])
+@pytest.mark.parametrize("row_name", [name for name in NAMED if ROWS[name].distribution != "truncated"])
 @pytest.mark.parametrize("shape", [LINEAR, CONVOLUTION, (3, 5), (7, 2, 3)])
 @pytest.mark.parametrize("gain", [None, 0.5, 1.0])
 def test_scales_are_those_of_pytorch(row_name, shape, gain, monkeypatch):
@@ -154,8 +158,14 @@ def test_scales_are_those_of_pytorch(row_name, shape, gain, monkeypatch):
         monkeypatch.setattr(torch.Tensor, method, lambda self, a, b, generator=None: asked.append((a, b)))
     gain = row.parameters[0].default if gain is None else gain
     peer = getattr(torch.nn.init, row.peer.rpartition(".")[2])
-    peer(torch.empty(shape), **PEER_ARGUMENTS.get(row_name, lambda gain: {"gain": gain})(gain))
-    assert asked == [pytest.approx(tuple(row.arguments(*fans(shape), gain=gain).values()), rel=1e-14)]
+    theirs = PEER_ARGUMENTS.get(row_name, lambda gain: {"gain": gain})(gain)
+    modes = next((p.words for p in row.parameters if p.name == "mode"), (None,))
+    for mode in modes:
+        chosen = {} if mode is None else {"mode": mode}
+        asked.clear()
+        peer(torch.empty(shape), **theirs, **chosen)
+        expected = tuple(row.arguments(*fans(shape), gain=gain, **chosen).values())
+        assert asked == [pytest.approx(expected, rel=1e-14)]
 
 
 ORTHOGONAL_SHAPES = [

@@ -48,6 +48,27 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """An option of an operation that is one of a few words."""
+
+    name: str
+    default: str
+    words: tuple[str, ...]
+    """The words that are accepted; the tests call the operation with each."""
+    doc: str
+
+    @property
+    def usual(self) -> str:
+        """The default."""
+        return self.default
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """The other words."""
+        return tuple(word for word in self.words if word != self.default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deviation:
     """A place where one backend, for a stated reason, keeps less than the row's contract.
 
@@ -203,7 +224,11 @@ class Rowwise:
         return None
 
 
-Distribution = Literal["uniform", "normal", "truncated", "orthogonal", "fixed"]
+Distribution = Literal["uniform", "normal", "truncated", "chosen", "orthogonal", "fixed"]
+"""What is drawn. "chosen": what the option `distribution` says."""
+
+Option = Parameter | Choice
+"""What the caller of an initializer may say beside shape, seed and dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,9 +239,14 @@ class Initializer:
     formula: str
     source: str
     distribution: Distribution
-    parameters: tuple[Parameter, ...] = ()
-    of: str | None = None
-    """The initializer that this one is a named case of; it has no implementation of its own."""
+    parameters: tuple[Option, ...] = ()
+    requires: tuple[str, ...] = ()
+    """What must hold of the parameters, as expressions; a call where one does not is a ValueError."""
+    conventions: str = ""
+    """Where libraries disagree: whose the default is, and how to get the others."""
+    of: str | Mapping[str, str] | None = None
+    """The initializer that this one is a case of; it has no implementation of its own. A mapping: of several, by the
+    word of the option `distribution`."""
     arguments: Callable[..., Mapping[str, float]] | None = None
     """(fan_in, fan_out, **parameters) -> the arguments of `of`."""
     peer: str
@@ -229,6 +259,17 @@ class Initializer:
     def seeded(self) -> bool:
         """Whether the weights are random, so that a seed is required."""
         return self.distribution != "fixed"
+
+    def case_of(self, parameters: Mapping[str, float | str]) -> Initializer:
+        """The initializer whose implementation gives the weights at these parameters; itself unless it is a case."""
+        if self.of is None:
+            return self
+        name = self.of if isinstance(self.of, str) else self.of[str(parameters["distribution"])]
+        return next(row for row in INITIALIZERS if row.name == name)
+
+    def unmet(self, parameters: Mapping[str, float | str]) -> str | None:
+        """The first of `requires` that does not hold of the parameters, or None."""
+        return next((text for text in self.requires if not eval(text, dict(parameters))), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -903,6 +944,36 @@ def _truncated(std: float) -> Mapping[str, float]:
     return {"mean": 0.0, "std": wider, "a": -2.0 * wider, "b": 2.0 * wider}
 
 
+def _scaled(distribution: str, gain: float, fan: float) -> Mapping[str, float]:
+    """Arguments of the initializer of this distribution, for weights of the standard deviation gain / √fan."""
+    if distribution == "uniform":
+        return _symmetric(gain * math.sqrt(3.0 / fan))
+    std = gain / math.sqrt(fan)
+    return _centred(std) if distribution == "normal" else _truncated(std)
+
+
+_FANS: Mapping[str, Callable[[int, int], float]] = MappingProxyType(
+    {
+        "fan_in": lambda fan_in, fan_out: fan_in,
+        "fan_out": lambda fan_in, fan_out: fan_out,
+        "fan_avg": lambda fan_in, fan_out: (fan_in + fan_out) / 2,
+        "fan_geo_avg": lambda fan_in, fan_out: math.sqrt(fan_in) * math.sqrt(fan_out),
+    }
+)
+"""The number of terms that `mode` divides the variance by."""
+
+
+def _he(distribution: str) -> Callable[..., Mapping[str, float]]:
+    return lambda fan_in, fan_out, gain, mode: _scaled(distribution, gain, _FANS[mode](fan_in, fan_out))
+
+
+_MODE = Choice(
+    name="mode",
+    default="fan_in",
+    words=("fan_in", "fan_out"),
+    doc="fan_in keeps the variance of activations, fan_out that of gradients",
+)
+
 _TRUNCATION = "truncated at ±2 σ' = ±2 σ / 0.8796, so that σ is what is left, as in JAX and Keras"
 
 
@@ -943,6 +1014,35 @@ INITIALIZERS: tuple[Initializer, ...] = (
         peer="torch.nn.init.trunc_normal_",
     ),
     Initializer(
+        name="variance_scaling",
+        formula="variance σ² = scale / n, with mean 0; n = fan_in, fan_out or an average of both",
+        source="jax.nn.initializers.variance_scaling; He, Zhang, Ren, Sun, ICCV 2015, section 2.2",
+        distribution="chosen",
+        parameters=(
+            Parameter(name="scale", default=1.0, samples=(2.0,), doc="n σ², positive"),
+            Choice(
+                name="mode",
+                default="fan_in",
+                words=tuple(_FANS),
+                doc="what n is; fan_avg is the arithmetic, fan_geo_avg the geometric average of both",
+            ),
+            Choice(
+                name="distribution",
+                default="truncated_normal",
+                words=("truncated_normal", "normal", "uniform"),
+                doc="what is drawn; truncated_normal ends at ±2 σ' = ±2 σ / 0.8796, so that σ is what is left",
+            ),
+        ),
+        requires=("scale > 0",),
+        conventions="names and meaning as in JAX, which has no defaults; the defaults are Keras's, which says"
+        " 'untruncated_normal' for 'normal' and has no fan_geo_avg",
+        of=MappingProxyType({"truncated_normal": "trunc_normal", "normal": "normal", "uniform": "uniform"}),
+        arguments=lambda fan_in, fan_out, scale, mode, distribution: _scaled(
+            distribution, math.sqrt(scale), _FANS[mode](fan_in, fan_out)
+        ),
+        peer="torch.nn.init.kaiming_normal_",
+    ),
+    Initializer(
         name="uniform_fan_in",
         formula="U(-b, b), b = gain / √fan_in",
         source="LeCun, Bottou, Orr, Müller, Efficient BackProp, 1998; the default of torch.nn.Linear",
@@ -959,7 +1059,7 @@ INITIALIZERS: tuple[Initializer, ...] = (
         distribution="uniform",
         parameters=(_GAIN,),
         of="uniform",
-        arguments=lambda fan_in, fan_out, gain: _symmetric(gain * math.sqrt(3.0 / fan_in)),
+        arguments=lambda fan_in, fan_out, gain: _scaled("uniform", gain, fan_in),
         peer="torch.nn.init.kaiming_uniform_",
     ),
     Initializer(
@@ -969,7 +1069,7 @@ INITIALIZERS: tuple[Initializer, ...] = (
         distribution="normal",
         parameters=(_GAIN,),
         of="normal",
-        arguments=lambda fan_in, fan_out, gain: _centred(gain / math.sqrt(fan_in)),
+        arguments=lambda fan_in, fan_out, gain: _scaled("normal", gain, fan_in),
         peer="torch.nn.init.kaiming_normal_",
     ),
     Initializer(
@@ -979,7 +1079,7 @@ INITIALIZERS: tuple[Initializer, ...] = (
         distribution="truncated",
         parameters=(_GAIN,),
         of="trunc_normal",
-        arguments=lambda fan_in, fan_out, gain: _truncated(gain / math.sqrt(fan_in)),
+        arguments=lambda fan_in, fan_out, gain: _scaled("truncated_normal", gain, fan_in),
         peer="torch.nn.init.trunc_normal_",
     ),
     Initializer(
@@ -1014,32 +1114,32 @@ INITIALIZERS: tuple[Initializer, ...] = (
     ),
     Initializer(
         name="he_uniform",
-        formula="U(-b, b), b = gain √(3 / fan_in)",
+        formula="U(-b, b), b = gain √(3 / n), n = fan_in or fan_out",
         source="He, Zhang, Ren, Sun, ICCV 2015, eq. 10",
         distribution="uniform",
-        parameters=(_HE_GAIN,),
+        parameters=(_HE_GAIN, _MODE),
         of="uniform",
-        arguments=lambda fan_in, fan_out, gain: _symmetric(gain * math.sqrt(3.0 / fan_in)),
+        arguments=_he("uniform"),
         peer="torch.nn.init.kaiming_uniform_",
     ),
     Initializer(
         name="he_normal",
-        formula="N(0, σ²), σ = gain / √fan_in",
+        formula="N(0, σ²), σ = gain / √n, n = fan_in or fan_out",
         source="He, Zhang, Ren, Sun, ICCV 2015, eq. 10",
         distribution="normal",
-        parameters=(_HE_GAIN,),
+        parameters=(_HE_GAIN, _MODE),
         of="normal",
-        arguments=lambda fan_in, fan_out, gain: _centred(gain / math.sqrt(fan_in)),
+        arguments=_he("normal"),
         peer="torch.nn.init.kaiming_normal_",
     ),
     Initializer(
         name="he_truncated_normal",
-        formula=f"N(0, σ'²), σ = gain / √fan_in, {_TRUNCATION}",
+        formula=f"N(0, σ'²), σ = gain / √n, {_TRUNCATION}, n = fan_in or fan_out",
         source="He, Zhang, Ren, Sun, ICCV 2015, eq. 10; jax.nn.initializers.he_normal",
         distribution="truncated",
-        parameters=(_HE_GAIN,),
+        parameters=(_HE_GAIN, _MODE),
         of="trunc_normal",
-        arguments=lambda fan_in, fan_out, gain: _truncated(gain / math.sqrt(fan_in)),
+        arguments=_he("truncated_normal"),
         peer="torch.nn.init.trunc_normal_",
     ),
     Initializer(

@@ -5,8 +5,8 @@ An implementation of the initializer `f` with parameters p is a function
     f(shape, seed, dtype, device, *p) -> weights        (without seed where nothing is random)
 
 It may rely on this: shape is a tuple of positive ints of an allowed length, 0 <= seed < 2^64, dtype is one of the
-array library, and the parameters are floats for which no weight overflows. A row with `of` is a named case: it has
-no implementation of its own.
+array library, and the parameters are floats for which no weight overflows, or one of the words of a choice. A row
+with `of` is a named case: it has no implementation of its own.
 """
 
 from __future__ import annotations
@@ -20,16 +20,14 @@ from types import ModuleType
 from typing import Any
 
 from gradmark.arrays import ArrayLibrary, finite_number
-from gradmark.catalog import Initializer, Parameter
+from gradmark.catalog import Choice, Initializer, Option
 from gradmark.numerics.philox import LARGEST_NORMAL, check_seed, interval, stream_seed, truncation
 from gradmark.signatures import define
 
 
 def functions(row: Initializer, implementation: ModuleType, arrays: ArrayLibrary) -> dict[str, Callable[..., Any]]:
     """The function of `row`, by name."""
-    kernel = getattr(implementation, row.of or row.name)
-    empty = functools.partial(implementation.constant, value=0.0)
-    names = {"initialize": functools.partial(_initialize, row, kernel, empty, arrays)}
+    names = {"initialize": functools.partial(_initialize, row, implementation, arrays)}
     parameters = ", ".join(f"{p.name!r}: {p.name}" for p in row.parameters)
     seed = "(seed, stream)" if row.seeded else "()"
     body = f"return initialize(shape, {seed}, dtype, {{{parameters}}})"
@@ -112,8 +110,7 @@ _MATRICES_FOR_QR = 5
 
 def _initialize(
     row: Initializer,
-    kernel: Callable[..., Any],
-    empty: Callable[..., Any],
+    implementation: ModuleType,
     arrays: ArrayLibrary,
     shape: Any,
     seed: tuple[Any, ...],
@@ -125,21 +122,41 @@ def _initialize(
     dtype = arrays.check_dtype_name(dtype)
     dtype_name = str(dtype).removeprefix("torch.")
     _check_memory(row, shape, dtype_name, arrays.device)
-    arguments = {name: finite_number(value, name) for name, value in parameters.items()}
+    arguments = {option.name: _checked(row, option, parameters[option.name]) for option in row.parameters}
+    computed_by = row.case_of(arguments).name
     if row.of is not None:
         arguments = _arguments(row, shape, arguments)
-    _CHECKS[row.of or row.name](row, shape, dtype_name, **arguments)
+    _CHECKS[computed_by](row, shape, dtype_name, **arguments)
     with arrays.quiet():
         if 0 in shape:
-            return empty(shape, dtype, arrays.device)
+            return implementation.constant(shape, dtype, arrays.device, value=0.0)
+        kernel = getattr(implementation, computed_by)
         return kernel(shape, *seeds, dtype, arrays.device, **arguments)
 
 
-def _arguments(row: Initializer, shape: tuple[int, ...], parameters: dict[str, float]) -> dict[str, float]:
+def _checked(row: Initializer, option: Option, value: Any) -> Any:
+    """The value of an option as the implementations take it."""
+    if not isinstance(option, Choice):
+        return finite_number(value, option.name)
+    accepted = ", ".join(map(repr, option.words))
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{row.name}: {option.name} must be one of {accepted}, got {value!r} of type {type(value).__name__}"
+        )
+    if value not in option.words:
+        raise ValueError(f"{row.name}: {option.name} must be one of {accepted}, got {value!r}")
+    return str(value)
+
+
+def _arguments(row: Initializer, shape: tuple[int, ...], parameters: dict[str, Any]) -> dict[str, Any]:
     """The arguments of the initializer that `row` is a named case of."""
     assert row.arguments is not None
+    requirement = row.unmet(parameters)
+    if requirement is not None:
+        given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+        raise ValueError(f"{row.name} requires {requirement}, got {given}")
     for name, value in parameters.items():
-        if value < 0:
+        if not isinstance(value, str) and value < 0:
             raise ValueError(f"{row.name}: {name} must not be negative, got {value!r}")
     # Only what is random is scaled by fans. Those of an empty weight may be 0, and scale nothing.
     fan_in, fan_out = fans(shape) if row.seeded else (1, 1)
@@ -250,6 +267,7 @@ _SAME_SEED = {
     "uniform": "the same seed gives the same\n    bits at any thread count and in every backend.",
     "normal": "the same seed gives the same\n    bits at any thread count and in every backend.",
     "truncated": "the same seed gives the same\n    bits at any thread count and in every backend.",
+    "chosen": "the same seed gives the same\n    bits at any thread count and in every backend.",
     "orthogonal": "the same seed gives the same\n    matrix, up to the rounding of LAPACK in QR.",
 }
 
@@ -266,6 +284,7 @@ def _doc(row: Initializer) -> str:
     note = _NOTES.get(row.distribution, "")
     required = "".join(f", {p.name}={p.samples[0]!r}" for p in row.parameters if p.default is None)
     call = f"(6, 4){', seed=0' if row.seeded else ''}{required}"
+    conventions = f"\nConventions\n-----------\n{row.conventions}\n" if row.conventions else ""
     return f"""Weights: {row.formula}.
 
 Parameters
@@ -283,12 +302,13 @@ weights : array
 Raises
 ------
 TypeError
-    A shape or seed that is no int, a parameter that is no number, a dtype that the backend lacks{named}.
+    A shape or seed that is no int, a parameter that is no number or no word, a dtype that the backend lacks{named}.
 ValueError
-    A negative length, too few dimensions, a seed or a parameter out of range, weights that would overflow the dtype.
+    A negative length, too few dimensions, a seed or a parameter out of range, an unknown word, weights that would overflow
+    the dtype.
 MemoryError
     More weights than the device has memory for.
-
+{conventions}
 Source
 ------
 {row.source}
@@ -311,6 +331,7 @@ _NOTES = {
 }
 
 
-def _parameter_doc(parameter: Parameter) -> str:
+def _parameter_doc(parameter: Option) -> str:
     default = "" if parameter.default is None else f" Default: {parameter.default!r}."
-    return f"{parameter.name} : float\n    {parameter.doc[0].upper()}{parameter.doc[1:]}.{default}\n"
+    kind = f"{{{', '.join(map(repr, parameter.words))}}}" if isinstance(parameter, Choice) else "float"
+    return f"{parameter.name} : {kind}\n    {parameter.doc[0].upper()}{parameter.doc[1:]}.{default}\n"

@@ -28,6 +28,15 @@ _TRUNCATED_ULP = 8.0
 """In ULP of std + |mean|: a tail rounds four times, which the quantile passes on with p / φ(z) < 1.26; the quantile
 rounds as often as a normal does, and is at most 2 within the bounds that are checked."""
 
+_ALLOWED = {
+    "uniform": 0.0,
+    "fixed": 0.0,
+    "normal": _NORMAL_ULP,
+    "truncated": _TRUNCATED_ULP,
+    # The largest of those that can be chosen.
+    "chosen": _TRUNCATED_ULP,
+}
+
 # ‖QᵀQ - I‖_F in units of √n eps, of the rounded result: Householder QR is orthogonal to a small multiple of eps in
 # each column (Higham, Accuracy and Stability, 2002, theorem 19.4), and rounding adds half an ULP to each entry.
 _ORTHOGONALITY = 8.0
@@ -44,26 +53,30 @@ def check_initializer(row: Initializer, namespace: Backend, target: str, dtype: 
         keywords = {"seed": _SEED} if row.seeded else {}
         found = from_backend(getattr(namespace, row.name)(shape, **keywords, dtype=dtype, **parameters))
         expected, floors = _expected(row, shape, parameters, dtype)
-        for index, (value, exact, floor) in enumerate(zip(found.ravel(), expected, floors, strict=True)):
-            error = reference.error_in_ulp(float(value), exact, floor, dtype)
+        for index, (element, exact, floor) in enumerate(zip(found.ravel(), expected, floors, strict=True)):
+            error = reference.error_in_ulp(float(element), exact, floor, dtype)
             if not error <= worst:
-                given = "".join(f", {name} = {number:g}" for name, number in parameters.items())
+                given = "".join(f", {name} = {_shown(value)}" for name, value in parameters.items())
                 worst, where = error, f"element {index} of shape {shape}{given}"
-    allowed = {"uniform": 0.0, "fixed": 0.0, "normal": _NORMAL_ULP, "truncated": _TRUNCATED_ULP}[row.distribution]
+    allowed = _ALLOWED[row.distribution]
     if allowed and dtype in ("float16", "bfloat16"):
         # Computed with more digits.
         allowed = 0.51
     yield Check(row.name, "forward", target, dtype, worst, allowed, where)
 
 
-def _parameter_sets(row: Initializer) -> list[dict[str, float]]:
-    defaults = {p.name: p.samples[0] if p.default is None else p.default for p in row.parameters}
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _parameter_sets(row: Initializer) -> list[dict[str, Any]]:
+    defaults: dict[str, Any] = {p.name: p.usual for p in row.parameters}
     samples = [{**defaults, p.name: sample} for p in row.parameters for sample in p.samples]
     return [defaults, *(s for s in samples if s.get("low", -1.0) < s.get("high", 1.0))]
 
 
 def _expected(
-    row: Initializer, shape: tuple[int, ...], parameters: Mapping[str, float], dtype: str
+    row: Initializer, shape: tuple[int, ...], parameters: Mapping[str, Any], dtype: str
 ) -> tuple[list[Any], list[Any]]:
     """The exact elements, and for each the scale below which its error is not relative."""
     count = int(np.prod(shape))
@@ -72,14 +85,15 @@ def _expected(
         rows, columns = shape
         elements = [value if i == j else mpmath.mpf(0) for i in range(rows) for j in range(columns)]
         return elements, [0] * count
-    arguments = parameters
+    arguments: Mapping[str, Any] = parameters
     if row.of is not None and row.arguments is not None:
         arguments = row.arguments(*fans(shape), **parameters)
-    if row.distribution == "fixed":
+    distribution = row.case_of(parameters).distribution
+    if distribution == "fixed":
         return [mpmath.mpf(float(rounded(np.array([arguments["value"]]), dtype)[0]))] * count, [0] * count
-    if row.distribution == "uniform":
+    if distribution == "uniform":
         return _uniform(count, arguments["low"], arguments["high"], dtype)
-    if row.distribution == "truncated":
+    if distribution == "truncated":
         return _truncated(count, arguments, dtype)
     return _normal(count, arguments["mean"], arguments["std"], dtype)
 
