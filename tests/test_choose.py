@@ -62,6 +62,7 @@ def test_every_operation_and_pass_is_planned_cheap_ones_first():
 def test_only_the_sizes_that_were_asked_for_are_planned():
     assert {w.size for w in choose.plan(["gelu"], ["memory"], "float32")} == {"memory"}
     assert {w.size for w in choose.plan(["orthogonal", "zeros"], ["cache"], "float32")} == {"512x512", "1024x1024"}
+    assert {w.size for w in choose.plan(["dirac", "delta_orthogonal"], ["cache"], "float32")} == {"256x256x3x3"}
 
 
 def test_the_faster_one_is_named(monkeypatch, capsys):

@@ -29,6 +29,7 @@ SHAPES = [(7, 5), (5, 7), (6, 6), (1, 4), (4, 1), (1, 1), (8, 3, 3, 3), (2, 3, 4
 def make(backend, row_name, shape, dtype="float32", seed=0, **parameters):
     """The weights of a backend; parameters without a default get their first sample."""
     row = ROWS[row_name]
+    shape = shape_of(row_name, shape)
     required = {p.name: p.samples[0] for p in row.parameters if p.default is None}
     keywords = {"seed": seed} if row.seeded else {}
     return getattr(gradmark.backend(backend), row_name)(shape, dtype=dtype, **keywords, **{**required, **parameters})
@@ -41,8 +42,15 @@ def values(weights):
     return np.asarray(weights, dtype=np.float64)
 
 
-def shapes_of(row_name):
-    return [shape for shape in SHAPES if row_name != "eye" or len(shape) == 2]
+def shapes_of(row_name, shapes=(*SHAPES, (6, 4, 3), (4, 4, 2, 5))):
+    least, most = ROWS[row_name].dimensions
+    fitting = [shape for shape in shapes if least <= len(shape) <= most]
+    return [shape for shape in fitting if row_name != "delta_orthogonal" or shape[1] <= shape[0]]
+
+
+def shape_of(row_name, shape):
+    """The shape, or one with a kernel where the row needs it."""
+    return shape if ROWS[row_name].dimensions[0] <= len(shape) else (*shape, 3)
 
 
 def test_all_backends_have_the_same_implementations():
@@ -110,13 +118,14 @@ def test_shapes_and_dtypes_in_every_accepted_form(backend):
 @pytest.mark.parametrize("backend", gradmark.BACKENDS)
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_a_zero_length_gives_no_weights(row_name, backend, shape):
+    shape = (5, *shape_of(row_name, shape)[1:-1], 0) if ROWS[row_name].dimensions[0] > 2 else shape
     assert tuple(make(backend, row_name, shape).shape) == shape
 
 
 @pytest.mark.parametrize("row_name", [name for name, row in ROWS.items() if row.distribution != "orthogonal"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_backends_give_equal_bits(row_name, dtype):
-    for shape in [*shapes_of(row_name), (300, 301)]:
+    for shape in [*shapes_of(row_name), (302, 300)]:
         for parameters in sampled(row_name):
             reference, *others = (values(make(b, row_name, shape, dtype, 5, **parameters)) for b in gradmark.BACKENDS)
             assert all(other.tobytes() == reference.tobytes() for other in others)
@@ -140,6 +149,7 @@ def test_orthogonal_matrices_of_all_backends_agree_as_qr_is_conditioned(dtype, s
 def test_half_precision_is_float32_rounded(row_name, backend, dtype):
     single = torch.as_tensor(make(backend, row_name, (40, 30), "float32", 2))
     half = torch.as_tensor(make(backend, row_name, (40, 30), dtype, 2))
+    assert single.any() or row_name == "zeros"
     assert torch.equal(half, single.to(getattr(torch, dtype)))
 
 
@@ -148,7 +158,10 @@ def test_half_precision_is_float32_rounded(row_name, backend, dtype):
 def test_the_seed_decides(row_name, backend):
     first, again, other = (values(make(backend, row_name, (16, 9), seed=seed)) for seed in (2**64 - 1, 2**64 - 1, 0))
     assert first.tobytes() == again.tobytes()
-    assert (first != other).mean() > 0.99
+    # What is 0 whatever the seed, beside the 1 or 2 zeros that two draws may share.
+    drawn = (first != 0) | (other != 0)
+    assert drawn.sum() >= 16 * 9 / 2
+    assert (first != other)[drawn].mean() > 0.99
 
 
 @pytest.mark.parametrize("row_name", SEEDED)
@@ -183,10 +196,66 @@ def test_fixed_weights_are_those_of_pytorch(backend):
     for shape in [(4, 7), (7, 4), (5, 5), (1, 3)]:
         empty = torch.empty(shape, dtype=torch.float64)
         assert (values(make(backend, "zeros", shape)) == torch.nn.init.zeros_(empty).numpy()).all()
+        assert (values(make(backend, "ones", shape)) == torch.nn.init.ones_(empty).numpy()).all()
         assert (values(make(backend, "constant", shape, value=-2.5)) == -2.5).all()
         identity = torch.nn.init.eye_(empty).numpy()
         assert (values(make(backend, "eye", shape)) == identity).all()
         assert (values(make(backend, "eye", shape, gain=-3.0)) == -3.0 * identity).all()
+
+
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+@pytest.mark.parametrize("shape", [(6, 4, 3), (6, 2, 2), (6, 7, 3, 4), (6, 6, 1, 2), (6, 1, 2, 3, 4), (12, 3, 5, 5, 5)])
+def test_dirac_is_that_of_pytorch(shape, groups, backend):
+    expected = torch.nn.init.dirac_(torch.empty(shape, dtype=torch.float64), groups).numpy()
+    assert (values(make(backend, "dirac", shape, groups=groups)) == expected).all()
+
+
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+@pytest.mark.parametrize("shape", [(6, 4, 3), (4, 4, 2), (5, 1, 4, 5), (3, 2, 1, 2, 3)])
+def test_delta_orthogonal_is_orthogonal_at_the_centre(shape, backend):
+    weights = values(make(backend, "delta_orthogonal", shape, "float64", 3, gain=2.0))
+    matrix = values(make(backend, "orthogonal", shape[:2], "float64", 3, gain=2.0))
+    centre = tuple((k - 1) // 2 for k in shape[2:])
+    assert (weights[(slice(None), slice(None), *centre)] == matrix).all()
+    assert np.count_nonzero(weights) == matrix.size
+
+
+def test_a_convolution_with_a_delta_orthogonal_kernel_keeps_the_norm():
+    weights = torch.from_numpy(np.asarray(make("numpy", "delta_orthogonal", (7, 5, 3, 3), "float64")))
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 5, 6, 6)))
+    y = torch.nn.functional.conv2d(x, weights, padding=1)
+    torch.testing.assert_close(y.norm(), x.norm(), rtol=1e-13, atol=0.0)
+
+
+@pytest.mark.parametrize("backend", gradmark.BACKENDS)
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("shape", [(10, 7), (7, 300), (301, 4), (1, 3)])
+def test_sparse_weights_are_normals_beside_as_many_zeros_as_pytorchs(shape, sparsity, backend):
+    weights = values(make(backend, "sparse", shape, "float64", 4, sparsity=sparsity, std=0.5))
+    normal = values(make(backend, "normal", shape, "float64", 4, std=0.5))
+    assert (weights[weights != 0] == normal[weights != 0]).all()
+    theirs = torch.nn.init.sparse_(torch.empty(shape), sparsity)
+    assert ((weights == 0).sum(axis=0) == (theirs == 0).sum(dim=0).numpy()).all()
+
+
+def test_the_zeros_of_sparse_weights_are_anywhere_and_independent():
+    # Of 20 rows, 5 are zeros: each with probability 1/4, two of them with (5 · 4) / (20 · 19). Within 5 deviations.
+    columns = 20_000
+    zeros = values(make("numpy", "sparse", (20, columns), sparsity=0.25)) == 0
+    bound = 5 * math.sqrt(0.25 * 0.75 / columns)
+    assert np.abs(zeros.mean(axis=1) - 0.25).max() < bound
+    pairs = (zeros[:, None] & zeros[None]).mean(axis=-1)[np.triu_indices(20, 1)]
+    assert np.abs(pairs - 20 / 380).max() < 5 * math.sqrt(20 / 380 * 360 / 380 / columns)
+    neighbours = (zeros[:, 1:] & zeros[:, :-1]).mean(axis=1)
+    assert np.abs(neighbours - 1 / 16).max() < 5 * math.sqrt(1 / 16 * 15 / 16 / columns) * math.sqrt(2)
+
+
+def test_which_weights_are_zero_is_independent_of_their_values():
+    zeros = values(make("numpy", "sparse", (100, 400), sparsity=0.5, std=1.0)) == 0
+    normal = values(make("numpy", "normal", (100, 400)))
+    for function in (lambda z: z, lambda z: z**2 - 1):
+        assert abs(function(normal)[zeros].mean()) < 5 * math.sqrt(2 / zeros.sum())
 
 
 @pytest.mark.parametrize("row_name", [*GAINED, "orthogonal", "eye"])
@@ -248,7 +317,7 @@ def test_cuda_gives_what_the_cpu_gives(row_name):
     function = getattr(gradmark.backend("torch", device="cuda"), row_name)
     keywords = {"seed": 5} if ROWS[row_name].seeded else {}
     required = {p.name: p.samples[0] for p in ROWS[row_name].parameters if p.default is None}
-    weights = function((300, 101), dtype="float64", **keywords, **required)
+    weights = function(shape_of(row_name, (300, 101)), dtype="float64", **keywords, **required)
     assert weights.device.type == "cuda"
     expected = values(make("torch", row_name, (300, 101), "float64", 5))
     scale = 0.0 if ROWS[row_name].distribution in ("uniform", "fixed") else 1e-12
@@ -341,6 +410,54 @@ BAD_CALLS = {
     "orthogonal empty vector": (lambda b: b.orthogonal((0,), seed=0), ValueError, "at least 2 dimensions"),
     "eye vector": (lambda b: b.eye((3,)), ValueError, r"exactly 2 dimensions, got shape \(3,\)"),
     "eye of a convolution": (lambda b: b.eye((3, 3, 1)), ValueError, "exactly 2 dimensions"),
+    "sparsity is missing": (lambda b: b.sparse((3, 3), seed=0), TypeError, "sparsity"),
+    "sparsity is negative": (
+        lambda b: b.sparse((3, 3), seed=0, sparsity=-0.1),
+        ValueError,
+        "sparse requires 0 <= sparsity <= 1, got sparsity=-0.1",
+    ),
+    "sparsity is above 1": (lambda b: b.sparse((3, 3), seed=0, sparsity=1.01), ValueError, "0 <= sparsity <= 1"),
+    "sparsity is nan": (lambda b: b.sparse((3, 3), seed=0, sparsity=math.nan), ValueError, "sparsity must be finite"),
+    "std of sparse is negative": (
+        lambda b: b.sparse((3, 3), seed=0, sparsity=0.5, std=-1),
+        ValueError,
+        "std must not be negative, got -1",
+    ),
+    "std of sparse overflows": (
+        lambda b: b.sparse((3, 3), seed=0, sparsity=0.5, std=1e38),
+        ValueError,
+        "float32 ends at 3.40282e[+]38",
+    ),
+    "sparse vector": (lambda b: b.sparse(3, seed=0, sparsity=0.5), ValueError, "exactly 2 dimensions"),
+    "sparse convolution": (lambda b: b.sparse((3, 3, 1), seed=0, sparsity=0.5), ValueError, "exactly 2 dimensions"),
+    "sparse is too large": (lambda b: b.sparse((2**30, 2**30), seed=0, sparsity=0.5), MemoryError, "sparse of shape"),
+    "dirac matrix": (
+        lambda b: b.dirac((3, 3)),
+        ValueError,
+        r"dirac needs a shape \(out, in, \*kernel\) of 3 to 5 dimensions, got shape \(3, 3\)",
+    ),
+    "dirac in 4 dimensions": (lambda b: b.dirac((1,) * 6), ValueError, "of 3 to 5 dimensions"),
+    "groups do not divide": (
+        lambda b: b.dirac((6, 3, 3), groups=4),
+        ValueError,
+        r"groups must divide the 6 outputs of shape \(6, 3, 3\), got groups=4",
+    ),
+    "groups is zero": (lambda b: b.dirac((6, 3, 3), groups=0), ValueError, "groups must be 1 or more, got 0"),
+    "groups is negative": (lambda b: b.dirac((6, 3, 3), groups=-2), ValueError, "groups must be 1 or more, got -2"),
+    "groups is a float": (lambda b: b.dirac((6, 3, 3), groups=2.0), TypeError, "groups must be an int, got 2.0"),
+    "groups is a bool": (lambda b: b.dirac((6, 3, 3), groups=True), TypeError, "groups must be an int, got True"),
+    "dirac of ints": (lambda b: b.dirac((6, 3, 3), dtype="int64"), TypeError, "takes .*float32, float64"),
+    "delta_orthogonal matrix": (lambda b: b.delta_orthogonal((3, 3), seed=0), ValueError, "of 3 to 5 dimensions"),
+    "delta_orthogonal with more inputs": (
+        lambda b: b.delta_orthogonal((3, 4, 1), seed=0),
+        ValueError,
+        r"needs in <= out in the shape \(out, in, \*kernel\), got shape \(3, 4, 1\)",
+    ),
+    "gain of delta_orthogonal overflows": (
+        lambda b: b.delta_orthogonal((3, 3, 1), seed=0, gain=1e39),
+        ValueError,
+        "gain=1e[+]39 overflows float32",
+    ),
     "too large": (
         lambda b: b.uniform((2**30, 2**30), seed=0),
         MemoryError,

@@ -57,7 +57,7 @@ def off_by_a_few_ulp(result):
     return wrong
 
 
-@pytest.mark.parametrize("operation", [n for n in catalog.OPERATIONS if n not in ("zeros", "eye")])
+@pytest.mark.parametrize("operation", [n for n in catalog.OPERATIONS if n not in ("zeros", "eye", "dirac")])
 def test_a_wrong_backend_is_found(operation):
     """One element, off by one part in 10 000, anywhere in the families: the check must fail, or it proves nothing."""
     row = catalog.operation(operation)

@@ -69,6 +69,22 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Count:
+    """An option of an operation that is a number of things, 1 or more."""
+
+    name: str
+    default: int
+    samples: tuple[int, ...]
+    """Values at which the tests call the operation, beside the default."""
+    doc: str
+
+    @property
+    def usual(self) -> int:
+        """The default."""
+        return self.default
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deviation:
     """A place where one backend, for a stated reason, keeps less than the row's contract.
 
@@ -224,10 +240,13 @@ class Rowwise:
         return None
 
 
-Distribution = Literal["uniform", "normal", "truncated", "chosen", "orthogonal", "fixed"]
+MOST_DIMENSIONS = 64
+"""What NumPy 2 and PyTorch allow."""
+
+Distribution = Literal["uniform", "normal", "truncated", "chosen", "sparse", "orthogonal", "fixed"]
 """What is drawn. "chosen": what the option `distribution` says."""
 
-Option = Parameter | Choice
+Option = Parameter | Choice | Count
 """What the caller of an initializer may say beside shape, seed and dtype."""
 
 
@@ -239,6 +258,8 @@ class Initializer:
     formula: str
     source: str
     distribution: Distribution
+    dimensions: tuple[int, int] = (0, MOST_DIMENSIONS)
+    """The least and the most dimensions of a shape."""
     parameters: tuple[Option, ...] = ()
     requires: tuple[str, ...] = ()
     """What must hold of the parameters, as expressions; a call where one does not is a ValueError."""
@@ -926,6 +947,10 @@ _HE_GAIN = Parameter(
 )
 
 
+_KERNELS = (3, 5)
+"""Dimensions of the weights of a convolution in one to three dimensions."""
+
+
 def _symmetric(bound: float) -> Mapping[str, float]:
     return {"low": -bound, "high": bound}
 
@@ -1147,8 +1172,34 @@ INITIALIZERS: tuple[Initializer, ...] = (
         formula="gain Q, QR = Z with Z ~ N(0, 1) and diag(R) > 0: Q is Haar",
         source="Saxe, McClelland, Ganguli, ICLR 2014; Mezzadri, Notices AMS 54, 2007 (signs)",
         distribution="orthogonal",
+        dimensions=(2, MOST_DIMENSIONS),
         parameters=(_GAIN,),
         peer="torch.nn.init.orthogonal_",
+    ),
+    Initializer(
+        name="delta_orthogonal",
+        formula="orthogonal of shape (out, in) at the centre of the kernel, 0 elsewhere; in <= out",
+        source="Xiao, Bahri, Sohl-Dickstein, Schoenholz, Pennington, ICML 2018, algorithm 1",
+        distribution="orthogonal",
+        dimensions=_KERNELS,
+        parameters=(_GAIN,),
+        conventions="the centre of k elements is (k - 1) div 2, as in JAX, whose gain is called scale",
+        peer="torch.nn.init.orthogonal_",
+    ),
+    Initializer(
+        name="sparse",
+        formula="N(0, std²); in each column the share `sparsity` of the rows, rounded up, is 0",
+        source="Martens, ICML 2010, section 5; torch.nn.init.sparse_",
+        distribution="sparse",
+        dimensions=(2, 2),
+        parameters=(
+            Parameter(name="sparsity", default=None, samples=(0.3, 1.0, 0.0), doc="share of zeros, from 0 to 1"),
+            Parameter(
+                name="std", default=0.01, samples=(2.0,), doc="standard deviation of the other weights, not negative"
+            ),
+        ),
+        requires=("0 <= sparsity <= 1",),
+        peer="torch.nn.init.sparse_",
     ),
     Initializer(
         name="constant",
@@ -1168,12 +1219,34 @@ INITIALIZERS: tuple[Initializer, ...] = (
         peer="torch.nn.init.zeros_",
     ),
     Initializer(
+        name="ones",
+        formula="1",
+        source="the definition",
+        distribution="fixed",
+        of="constant",
+        arguments=lambda fan_in, fan_out: {"value": 1.0},
+        peer="torch.nn.init.ones_",
+    ),
+    Initializer(
         name="eye",
         formula="gain I (rows × columns)",
         source="Le, Jaitly, Hinton, arXiv:1504.00941",
         distribution="fixed",
+        dimensions=(2, 2),
         parameters=(_GAIN,),
         peer="torch.nn.init.eye_",
+    ),
+    Initializer(
+        name="dirac",
+        formula="1 at the centre of the kernel from input d to output d of each group, 0 elsewhere",
+        source="Zagoruyko, Komodakis, arXiv:1706.00388; torch.nn.init.dirac_",
+        distribution="fixed",
+        dimensions=_KERNELS,
+        parameters=(
+            Count(name="groups", default=1, samples=(2,), doc="into how many groups the outputs are split evenly"),
+        ),
+        conventions="the centre of k elements is k div 2, as in PyTorch",
+        peer="torch.nn.init.dirac_",
     ),
 )
 

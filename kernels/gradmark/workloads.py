@@ -40,7 +40,9 @@ TIMED_SIZES: tuple[str, ...] = ("cache", "memory")
 _ELEMENTS = {"small": 2**10, "cache": 2**16, "memory": 2**24}
 _IMAGES = {"small": (4, 4, 8, 8), "cache": (16, 64, 8, 8), "memory": (64, 64, 64, 64)}
 _LISTS = {"small": (4, 2**8), "cache": (2**8, 2**8), "memory": (4, 2**22)}
-_MATRICES = {"small": (16,), "timed": (4096,), "orthogonal": (512, 2048, 4096)}
+_MATRICES = {"small": (16,), "timed": (4096,), "orthogonal": (512, 2048, 4096), "kernel": (1024,)}
+_KERNEL = "x3x3"
+"""What stands behind the channels in the size of weights that need a kernel."""
 _RESIDUAL_ACTIVATIONS = ("relu", "gelu")
 TRAINING = "training"
 """The variant of a seeded activation that draws its slopes."""
@@ -92,7 +94,7 @@ class Workload:
     operation, operation_pass : str
         A row of the catalog, and "forward" or "backward".
     size : str
-        One of `SIZES`, or rows×columns of a matrix such as "4096x4096".
+        One of `SIZES`, or the shape of weights such as "4096x4096" or "1024x1024x3x3".
     variant : str
         The activation of residual_add; "training" for a seeded activation with a seed; "" elsewhere.
     dtype : str
@@ -261,9 +263,10 @@ def _nothing() -> None:
 
 def _workloads(row: catalog.Operation, small: bool) -> Iterator[Workload]:
     if isinstance(row, catalog.Initializer):
-        kind = "small" if small else "orthogonal" if row.distribution == "orthogonal" else "timed"
-        for n in _MATRICES[kind]:
-            yield Workload(operation=row.name, operation_pass=catalog.FORWARD, size=f"{n}x{n}")
+        kernel = _KERNEL if row.dimensions[0] > 2 else ""
+        kind = "kernel" if kernel else "orthogonal" if row.distribution == "orthogonal" else "timed"
+        for n in _MATRICES["small" if small else kind]:
+            yield Workload(operation=row.name, operation_pass=catalog.FORWARD, size=f"{n}x{n}{kernel}")
         return
     if isinstance(row, catalog.Stabilizer) and row.name not in _STABILIZER_ARGUMENTS:
         raise LookupError(f"no workload for {row.name!r}: say in _STABILIZER_ARGUMENTS what inputs it needs")
@@ -361,13 +364,13 @@ def _rowwise(row: catalog.Rowwise, workload: Workload, inputs: _Inputs) -> _Argu
 
 
 def _initializer(row: catalog.Initializer, workload: Workload) -> _Arguments:
-    rows, columns = map(int, workload.size.split("x"))
+    shape = tuple(map(int, workload.size.split("x")))
     keywords: dict[str, Any] = {p.name: p.samples[0] for p in row.parameters if p.default is None}
     keywords["dtype"] = workload.dtype
     if row.seeded:
         keywords["seed"] = 1
     item = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[workload.dtype]
-    return _Arguments(positional=((rows, columns),), keywords=keywords, written_besides=rows * columns * item)
+    return _Arguments(positional=(shape,), keywords=keywords, written_besides=math.prod(shape) * item)
 
 
 def _batch_norm(workload: Workload, inputs: _Inputs) -> _Arguments:

@@ -1,6 +1,7 @@
 """Initializers in Numba: one pass over the result, in parallel where it is large.
 
-The contract is that of `initializers.public`. A constant and a diagonal are NumPy's: storing is all that they do.
+The contract is that of `initializers.public`. A constant, a diagonal and the
+order of keys are NumPy's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from gradmark.numerics import philox_numba
 from gradmark.numerics.compile_cache import jit
+from gradmark.numerics.philox import stream_seed
 
 
 def uniform(shape: tuple[int, ...], seed: int, dtype: Any, device: str, low: float, high: float) -> Any:
@@ -54,6 +56,24 @@ def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain:
     return weights.reshape(shape)
 
 
+def delta_orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
+    """An orthogonal matrix at the centre of the kernel, 0 elsewhere."""
+    weights = np.zeros(shape, dtype)
+    centre: tuple[Any, ...] = tuple((length - 1) // 2 for length in shape[2:])
+    weights[(slice(None), slice(None), *centre)] = orthogonal(shape[:2], seed, dtype, device, gain)
+    return weights
+
+
+def sparse(shape: tuple[int, ...], seed: int, dtype: Any, device: str, sparsity: float, std: float) -> Any:
+    """N(0, std²), but 0 in each column where the keys are smallest."""
+    weights = normal(shape, seed, dtype, device, 0.0, std)
+    keys = uniform(shape, stream_seed(seed, "sparse"), np.dtype(np.float64), device, 0.0, 1.0)
+    # Of equal keys, the first row's is the smaller.
+    order = np.argsort(keys, axis=0, kind="stable")
+    np.put_along_axis(weights, order[: math.ceil(sparsity * shape[0])], 0.0, axis=0)
+    return weights
+
+
 def constant(shape: tuple[int, ...], dtype: Any, device: str, value: float) -> Any:
     """The value everywhere."""
     return np.full(shape, value, dtype)
@@ -63,6 +83,17 @@ def eye(shape: tuple[int, ...], dtype: Any, device: str, gain: float) -> Any:
     """`gain` on the main diagonal, 0 elsewhere."""
     weights = np.zeros(shape, dtype)
     np.fill_diagonal(weights, gain)
+    return weights
+
+
+def dirac(shape: tuple[int, ...], dtype: Any, device: str, groups: int) -> Any:
+    """1 at the centre of the kernel from input d to output d of each group, 0 elsewhere."""
+    weights = np.zeros(shape, dtype)
+    outputs = shape[0] // groups
+    inputs = np.arange(min(outputs, shape[1]))
+    centre: tuple[Any, ...] = tuple(length // 2 for length in shape[2:])
+    for group in range(groups):
+        weights[(group * outputs + inputs, inputs, *centre)] = 1.0
     return weights
 
 

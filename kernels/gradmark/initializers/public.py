@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from gradmark.arrays import ArrayLibrary, finite_number
-from gradmark.catalog import Choice, Initializer, Option
+from gradmark.catalog import MOST_DIMENSIONS, Choice, Count, Initializer, Option
 from gradmark.numerics.philox import LARGEST_NORMAL, check_seed, interval, stream_seed, truncation
 from gradmark.signatures import define
 
@@ -90,13 +90,10 @@ def check_shape(shape: Any) -> tuple[int, ...]:
             raise TypeError(f"shape must hold ints, got {length!r} of type {type(length).__name__} in shape {shape!r}")
         if int(length) < 0:
             raise ValueError(f"shape must not hold negative lengths, got {shape!r}")
-    if len(lengths) > _DIMENSIONS:
-        raise ValueError(f"shape has {len(lengths)} dimensions; at most {_DIMENSIONS} are accepted")
+    if len(lengths) > MOST_DIMENSIONS:
+        raise ValueError(f"shape has {len(lengths)} dimensions; at most {MOST_DIMENSIONS} are accepted")
     return tuple(int(length) for length in lengths)
 
-
-_DIMENSIONS = 64
-"""What NumPy 2 and PyTorch allow."""
 
 _LARGEST = {"float16": 65504.0, "bfloat16": (2 - 2**-7) * 2.0**127, "float32": (2 - 2**-23) * 2.0**127}
 _LARGEST["float64"] = (2 - 2**-52) * 2.0**1023
@@ -106,6 +103,9 @@ _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 _MATRICES_FOR_QR = 5
 """What an orthogonal matrix takes at its peak, in matrices: Z, LAPACK's copy, Q, R, the result."""
+
+_BYTES_TO_SORT = 32
+"""What an element of a sparse matrix takes beside itself: a key of 8 bytes, its place, and a copy of each."""
 
 
 def _initialize(
@@ -122,22 +122,61 @@ def _initialize(
     dtype = arrays.check_dtype_name(dtype)
     dtype_name = str(dtype).removeprefix("torch.")
     _check_memory(row, shape, dtype_name, arrays.device)
-    arguments = {option.name: _checked(row, option, parameters[option.name]) for option in row.parameters}
-    computed_by = row.case_of(arguments).name
-    if row.of is not None:
-        arguments = _arguments(row, shape, arguments)
-    _CHECKS[computed_by](row, shape, dtype_name, **arguments)
+    arguments = checked_arguments(row, shape, dtype_name, parameters)
     with arrays.quiet():
         if 0 in shape:
             return implementation.constant(shape, dtype, arrays.device, value=0.0)
-        kernel = getattr(implementation, computed_by)
+        kernel = getattr(implementation, row.case_of(parameters).name)
         return kernel(shape, *seeds, dtype, arrays.device, **arguments)
+
+
+def checked_arguments(
+    row: Initializer, shape: tuple[int, ...], dtype: str, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of the implementation of `row`, or of the one that it is a case of; an error where they are bad.
+
+    Parameters
+    ----------
+    row : Initializer
+        Which one.
+    shape : tuple of int
+        The shape of all weights, which fans are taken of.
+    dtype : str
+        The name of their dtype.
+    parameters : mapping
+        The value of each parameter of the row.
+    """
+    _check_dimensions(row, shape)
+    arguments = {option.name: _checked(row, option, parameters[option.name]) for option in row.parameters}
+    requirement = row.unmet(arguments)
+    if requirement is not None:
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise ValueError(f"{row.name} requires {requirement}, got {given}")
+    computed_by = row.case_of(arguments).name
+    if row.of is not None:
+        arguments = _arguments(row, shape, arguments)
+    _CHECKS[computed_by](row, shape, dtype, **arguments)
+    return arguments
 
 
 def _checked(row: Initializer, option: Option, value: Any) -> Any:
     """The value of an option as the implementations take it."""
-    if not isinstance(option, Choice):
-        return finite_number(value, option.name)
+    if isinstance(option, Choice):
+        return _checked_word(row, option, value)
+    if isinstance(option, Count):
+        return _checked_count(row, option, value)
+    return finite_number(value, option.name)
+
+
+def _checked_count(row: Initializer, option: Count, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{row.name}: {option.name} must be an int, got {value!r} of type {type(value).__name__}")
+    if int(value) < 1:
+        raise ValueError(f"{row.name}: {option.name} must be 1 or more, got {value!r}")
+    return int(value)
+
+
+def _checked_word(row: Initializer, option: Choice, value: Any) -> str:
     accepted = ", ".join(map(repr, option.words))
     if not isinstance(value, str):
         raise TypeError(
@@ -151,10 +190,6 @@ def _checked(row: Initializer, option: Option, value: Any) -> Any:
 def _arguments(row: Initializer, shape: tuple[int, ...], parameters: dict[str, Any]) -> dict[str, Any]:
     """The arguments of the initializer that `row` is a named case of."""
     assert row.arguments is not None
-    requirement = row.unmet(parameters)
-    if requirement is not None:
-        given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
-        raise ValueError(f"{row.name} requires {requirement}, got {given}")
     for name, value in parameters.items():
         if not isinstance(value, str) and value < 0:
             raise ValueError(f"{row.name}: {name} must not be negative, got {value!r}")
@@ -197,16 +232,38 @@ def _check_truncated(
         raise ValueError(f"{row.name}: {error}") from None
 
 
-def _check_orthogonal(row: Initializer, shape: tuple[int, ...], dtype: str, *, gain: float) -> None:
-    if len(shape) < 2:
-        raise ValueError(f"{row.name} needs a shape (out, in, *kernel) of at least 2 dimensions, got shape {shape}")
+def _check_delta_orthogonal(row: Initializer, shape: tuple[int, ...], dtype: str, *, gain: float) -> None:
+    if shape[1] > shape[0]:
+        raise ValueError(
+            f"{row.name} keeps the norm of its input, which needs in <= out in the shape (out, in, *kernel),"
+            f" got shape {shape}"
+        )
     _check_range(row, shape, dtype, gain=gain)
 
 
-def _check_eye(row: Initializer, shape: tuple[int, ...], dtype: str, *, gain: float) -> None:
-    if len(shape) != 2:
-        raise ValueError(f"{row.name} needs a shape (rows, columns) of exactly 2 dimensions, got shape {shape}")
-    _check_range(row, shape, dtype, gain=gain)
+def _check_sparse(row: Initializer, shape: tuple[int, ...], dtype: str, *, sparsity: float, std: float) -> None:
+    _check_normal(row, shape, dtype, mean=0.0, std=std)
+
+
+def _check_dirac(row: Initializer, shape: tuple[int, ...], dtype: str, *, groups: int) -> None:
+    if shape[0] % groups:
+        raise ValueError(f"{row.name}: groups must divide the {shape[0]} outputs of shape {shape}, got groups={groups}")
+
+
+def _check_dimensions(row: Initializer, shape: tuple[int, ...]) -> None:
+    least, most = row.dimensions
+    if not least <= len(shape) <= most:
+        axes = "(rows, columns)" if row.dimensions == (2, 2) else "(out, in, *kernel)"
+        raise ValueError(f"{row.name} needs a shape {axes} {_dimensions(row)}, got shape {shape}")
+
+
+def _dimensions(row: Initializer) -> str:
+    least, most = row.dimensions
+    if least == most:
+        return f"of exactly {least} dimensions"
+    if most < MOST_DIMENSIONS:
+        return f"of {least} to {most} dimensions"
+    return f"of at least {least} dimensions" if least else "of any number of dimensions"
 
 
 def _check_range(row: Initializer, shape: tuple[int, ...], dtype: str, **arguments: float) -> None:
@@ -219,9 +276,12 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "uniform": _check_uniform,
     "normal": _check_normal,
     "trunc_normal": _check_truncated,
-    "orthogonal": _check_orthogonal,
+    "orthogonal": _check_range,
+    "delta_orthogonal": _check_delta_orthogonal,
+    "sparse": _check_sparse,
     "constant": _check_range,
-    "eye": _check_eye,
+    "eye": _check_range,
+    "dirac": _check_dirac,
 }
 """What each initializer asks of its shape and parameters."""
 
@@ -233,8 +293,12 @@ def _check_memory(row: Initializer, shape: tuple[int, ...], dtype: str, device: 
         available = 2**63 - 1
     else:
         available = _memory(device)
-        if row.distribution == "orthogonal":
+        if row.name == "delta_orthogonal":
+            size += _MATRICES_FOR_QR * max(4, _BYTES[dtype]) * math.prod(shape[:2])
+        elif row.distribution == "orthogonal":
             size *= _MATRICES_FOR_QR * max(1, 4 // _BYTES[dtype])
+        elif row.distribution == "sparse":
+            size += _BYTES_TO_SORT * math.prod(shape)
     if size > available:
         raise MemoryError(
             f"{row.name} of shape {shape} in {dtype} needs {size >> 20} MiB;"
@@ -268,22 +332,20 @@ _SAME_SEED = {
     "normal": "the same seed gives the same\n    bits at any thread count and in every backend.",
     "truncated": "the same seed gives the same\n    bits at any thread count and in every backend.",
     "chosen": "the same seed gives the same\n    bits at any thread count and in every backend.",
+    "sparse": "the same seed gives the same\n    bits at any thread count and in every backend.",
     "orthogonal": "the same seed gives the same\n    matrix, up to the rounding of LAPACK in QR.",
 }
 
 
 def _doc(row: Initializer) -> str:
-    dimensions = "of any number of dimensions"
-    if (row.of is not None and row.seeded) or row.distribution == "orthogonal":
-        dimensions = "of at least 2 dimensions"
-    elif row.name == "eye":
-        dimensions = "of exactly 2 dimensions"
+    dimensions = "of at least 2 dimensions" if row.of is not None and row.seeded else _dimensions(row)
     seed = _SEED.format(_SAME_SEED[row.distribution]) if row.seeded else ""
     stream, named = (_STREAM, ", a stream that is no str") if row.seeded else ("", "")
     parameters = "".join(map(_parameter_doc, row.parameters))
-    note = _NOTES.get(row.distribution, "")
+    note = _NOTES.get(row.name, _NOTES.get(row.distribution, ""))
     required = "".join(f", {p.name}={p.samples[0]!r}" for p in row.parameters if p.default is None)
-    call = f"(6, 4){', seed=0' if row.seeded else ''}{required}"
+    shape = (6, 4, 3)[: max(2, row.dimensions[0])]
+    call = f"{shape}{', seed=0' if row.seeded else ''}{required}"
     conventions = f"\nConventions\n-----------\n{row.conventions}\n" if row.conventions else ""
     return f"""Weights: {row.formula}.
 
@@ -304,8 +366,8 @@ Raises
 TypeError
     A shape or seed that is no int, a parameter that is no number or no word, a dtype that the backend lacks{named}.
 ValueError
-    A negative length, too few dimensions, a seed or a parameter out of range, an unknown word, weights that would overflow
-    the dtype.
+    A negative length, too few dimensions, a seed or a parameter out of range, an unknown word, weights that would
+    overflow the dtype.
 MemoryError
     More weights than the device has memory for.
 {conventions}
@@ -317,7 +379,7 @@ Examples
 --------
 >>> import gradmark
 >>> gradmark.backend("numpy").{row.name}({call}).shape
-(6, 4)
+{shape}
 """
 
 
@@ -326,6 +388,11 @@ _NOTES = {
     Within [a, b], in every dtype. Each weight is the quantile of one random number: nothing is drawn again.""",
     "uniform": """
     Below `high` in float32 and float64; rounding to half precision may reach it.""",
+    "sparse": """
+    Which rows of a column are 0: those with the smallest numbers of the seed's stream "sparse", of which each element
+    has one of its own.""",
+    "delta_orthogonal": """
+    A convolution with it keeps the norm of its input, times |gain|, where its padding is circular.""",
     "orthogonal": """
     Flattened to (out, rest), its rows are orthogonal with norm |gain| if out <= rest, else its columns.""",
 }
@@ -334,4 +401,5 @@ _NOTES = {
 def _parameter_doc(parameter: Option) -> str:
     default = "" if parameter.default is None else f" Default: {parameter.default!r}."
     kind = f"{{{', '.join(map(repr, parameter.words))}}}" if isinstance(parameter, Choice) else "float"
+    kind = "int" if isinstance(parameter, Count) else kind
     return f"{parameter.name} : {kind}\n    {parameter.doc[0].upper()}{parameter.doc[1:]}.{default}\n"

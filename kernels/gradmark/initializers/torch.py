@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gradmark.numerics import philox_torch
+from gradmark.numerics.philox import stream_seed
 
 
 def uniform(shape: tuple[int, ...], seed: int, dtype: Any, device: str, low: float, high: float) -> Any:
@@ -45,6 +46,23 @@ def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain:
     return (q.T if rows < columns else q).to(dtype).contiguous().reshape(shape)
 
 
+def delta_orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
+    """An orthogonal matrix at the centre of the kernel, 0 elsewhere."""
+    weights = torch.zeros(shape, dtype=dtype, device=device)
+    centre: tuple[Any, ...] = tuple((length - 1) // 2 for length in shape[2:])
+    weights[(slice(None), slice(None), *centre)] = orthogonal(shape[:2], seed, dtype, device, gain)
+    return weights
+
+
+def sparse(shape: tuple[int, ...], seed: int, dtype: Any, device: str, sparsity: float, std: float) -> Any:
+    """N(0, std²), but 0 in each column where the keys are smallest."""
+    weights = normal(shape, seed, dtype, device, 0.0, std)
+    keys = uniform(shape, stream_seed(seed, "sparse"), torch.float64, device, 0.0, 1.0)
+    # Of equal keys, the first row's is the smaller.
+    order = torch.argsort(keys, dim=0, stable=True)
+    return weights.scatter_(0, order[: math.ceil(sparsity * shape[0])], 0.0)
+
+
 def constant(shape: tuple[int, ...], dtype: Any, device: str, value: float) -> Any:
     """The value everywhere."""
     return torch.full(shape, value, dtype=dtype, device=device)
@@ -54,4 +72,15 @@ def eye(shape: tuple[int, ...], dtype: Any, device: str, gain: float) -> Any:
     """`gain` on the main diagonal, 0 elsewhere."""
     weights = torch.zeros(shape, dtype=dtype, device=device)
     weights.fill_diagonal_(gain)
+    return weights
+
+
+def dirac(shape: tuple[int, ...], dtype: Any, device: str, groups: int) -> Any:
+    """1 at the centre of the kernel from input d to output d of each group, 0 elsewhere."""
+    weights = torch.zeros(shape, dtype=dtype, device=device)
+    outputs = shape[0] // groups
+    inputs = torch.arange(min(outputs, shape[1]), device=device)
+    centre: tuple[Any, ...] = tuple(length // 2 for length in shape[2:])
+    for group in range(groups):
+        weights[(group * outputs + inputs, inputs, *centre)] = 1.0
     return weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +21,9 @@ from gradmark.verification.check import Check, from_backend
 # Odd, so that the last block and the last pair are cut; with a kernel, so that the fans are not the shape.
 _SHAPE = (7, 5, 3)
 _SQUARE = (48, 48)
+# Of even and of odd length, so that the centre shows.
+_KERNEL = (6, 4, 3, 2)
+_MATRIX = (23, 11)
 _SEED = 0x9E3779B97F4A7C15
 
 _NORMAL_ULP = 4.0
@@ -32,6 +37,7 @@ _ALLOWED = {
     "uniform": 0.0,
     "fixed": 0.0,
     "normal": _NORMAL_ULP,
+    "sparse": _NORMAL_ULP,
     "truncated": _TRUNCATED_ULP,
     # The largest of those that can be chosen.
     "chosen": _TRUNCATED_ULP,
@@ -47,7 +53,7 @@ def check_initializer(row: Initializer, namespace: Backend, target: str, dtype: 
     if row.distribution == "orthogonal":
         yield _check_orthogonal(row, namespace, target, dtype)
         return
-    shape = _SQUARE if row.name == "eye" else _SHAPE
+    shape = _shape(row)
     worst, where = -1.0, ""
     for parameters in _parameter_sets(row):
         keywords = {"seed": _SEED} if row.seeded else {}
@@ -63,6 +69,12 @@ def check_initializer(row: Initializer, namespace: Backend, target: str, dtype: 
         # Computed with more digits.
         allowed = 0.51
     yield Check(row.name, "forward", target, dtype, worst, allowed, where)
+
+
+def _shape(row: Initializer) -> tuple[int, ...]:
+    if row.name == "eye":
+        return _SQUARE
+    return {2: _MATRIX, 5: _KERNEL}.get(row.dimensions[1], _SHAPE)
 
 
 def _shown(value: float | str) -> str:
@@ -85,6 +97,10 @@ def _expected(
         rows, columns = shape
         elements = [value if i == j else mpmath.mpf(0) for i in range(rows) for j in range(columns)]
         return elements, [0] * count
+    if row.name == "dirac":
+        return _dirac(shape, parameters["groups"]), [0] * count
+    if row.name == "sparse":
+        return _sparse(shape, parameters["sparsity"], parameters["std"], dtype)
     arguments: Mapping[str, Any] = parameters
     if row.of is not None and row.arguments is not None:
         arguments = row.arguments(*fans(shape), **parameters)
@@ -98,10 +114,29 @@ def _expected(
     return _normal(count, arguments["mean"], arguments["std"], dtype)
 
 
-def _words(block: int) -> list[int]:
+def _dirac(shape: tuple[int, ...], groups: int) -> list[Any]:
+    """One element after the other, by its index."""
+    outputs, centre = shape[0] // groups, tuple(length // 2 for length in shape[2:])
+    indices = itertools.product(*map(range, shape))
+    return [mpmath.mpf(int((out % outputs, *at) == (into, *centre))) for out, into, *at in indices]
+
+
+def _sparse(shape: tuple[int, ...], sparsity: float, std: float, dtype: str) -> tuple[list[Any], list[Any]]:
+    """The normals, and 0 where the 53-bit number of the stream "sparse" is one of the smallest of its column."""
+    rows, columns = shape
+    elements, floors = _normal(rows * columns, 0.0, std, dtype)
+    keys, _ = _integers(rows * columns, "float64", philox.stream_seed(_SEED, "sparse"))
+    for column in range(columns):
+        in_order = sorted(range(rows), key=lambda row: (keys[row * columns + column], row))
+        for row in in_order[: math.ceil(sparsity * rows)]:
+            elements[row * columns + column], floors[row * columns + column] = mpmath.mpf(0), 0
+    return elements, floors
+
+
+def _words(block: int, seed: int) -> list[int]:
     """Philox4x32-10 in Python's integers (Salmon et al. 2011, section 3.3)."""
     c = [block & 0xFFFFFFFF, block >> 32, 0, 0]
-    k = list(philox.key(_SEED))
+    k = list(philox.key(seed))
     for _ in range(philox.ROUNDS):
         first, second = philox.M0 * c[0], philox.M1 * c[2]
         c = [(second >> 32) ^ c[1] ^ k[0], second & 0xFFFFFFFF, (first >> 32) ^ c[3] ^ k[1], first & 0xFFFFFFFF]
@@ -109,13 +144,13 @@ def _words(block: int) -> list[int]:
     return c
 
 
-def _integers(count: int, dtype: str) -> tuple[list[int], int]:
+def _integers(count: int, dtype: str, seed: int = _SEED) -> tuple[list[int], int]:
     """The random integer of each element, and its bits: 32 or 53."""
     if dtype == "float64":
-        blocks = [_words(block) for block in range(-(-count // 2))]
+        blocks = [_words(block, seed) for block in range(-(-count // 2))]
         pairs = [pair for w in blocks for pair in ((w[0], w[1]), (w[2], w[3]))]
         return [(a >> 5 << 26) + (b >> 6) for a, b in pairs], 53
-    return [word for block in range(-(-count // 4)) for word in _words(block)], 32
+    return [word for block in range(-(-count // 4)) for word in _words(block, seed)], 32
 
 
 def _uniform(count: int, low: float, high: float, dtype: str) -> tuple[list[Any], list[Any]]:
@@ -176,10 +211,13 @@ def _truncated(count: int, arguments: Mapping[str, float], dtype: str) -> tuple[
 def _check_orthogonal(row: Initializer, namespace: Backend, target: str, dtype: str) -> Check:
     worst, where = -1.0, ""
     eps = 2.0 ** -reference.MANTISSA_BITS[dtype]
-    for shape in ((64, 64), (96, 32), (32, 96), (8, 4, 3, 3)):
+    delta = row.name == "delta_orthogonal"
+    for shape in ((64, 64, 1), (96, 32, 3), (8, 4, 3, 2)) if delta else ((64, 64), (96, 32), (32, 96), (8, 4, 3, 3)):
         for gain in (1.0, 1.1):
             q = from_backend(getattr(namespace, row.name)(shape, seed=_SEED, dtype=dtype, gain=gain))
-            q = q.reshape(shape[0], -1) / gain
+            # A kernel whose only matrix that is not 0 is orthogonal sums to it.
+            q = q.reshape(*shape[:2], -1).sum(axis=-1) if delta else q.reshape(shape[0], -1)
+            q = q / gain
             q = q if q.shape[0] >= q.shape[1] else q.T
             n = q.shape[1]
             error = float(np.linalg.norm(q.T @ q - np.eye(n)) / (np.sqrt(n) * eps))
