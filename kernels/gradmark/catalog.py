@@ -1169,11 +1169,27 @@ INITIALIZERS: tuple[Initializer, ...] = (
     ),
     Initializer(
         name="orthogonal",
-        formula="gain Q, QR = Z with Z ~ N(0, 1) and diag(R) > 0: Q is Haar",
-        source="Saxe, McClelland, Ganguli, ICLR 2014; Mezzadri, Notices AMS 54, 2007 (signs)",
+        formula="gain Q, orthonormal columns where out >= rest, else rows; Q is Haar",
+        source=(
+            "Saxe, McClelland, Ganguli, ICLR 2014; Stewart, SIAM J. Numer. Anal. 17, 1980;"
+            " Mezzadri, Notices AMS 54, 2007"
+        ),
         distribution="orthogonal",
         dimensions=(2, MOST_DIMENSIONS),
-        parameters=(_GAIN,),
+        parameters=(
+            _GAIN,
+            Choice(
+                name="method",
+                default="auto",
+                words=("auto", "qr", "householder", "cholesky_qr2", "polar"),
+                doc="how Q is made; each gives another matrix for a seed, but `qr` and `cholesky_qr2` the same",
+            ),
+        ),
+        conventions=(
+            "PyTorch, JAX and Keras compute the QR of a Gaussian matrix: `qr`, by LAPACK. `householder` draws its\n"
+            "reflectors instead, with half of the operations. `cholesky_qr2` needs one side to be at least twice the\n"
+            "other. `polar` is matrix products only. `auto` is a function of the shape, and the same everywhere."
+        ),
         peer="torch.nn.init.orthogonal_",
     ),
     Initializer(

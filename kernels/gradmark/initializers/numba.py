@@ -1,22 +1,17 @@
 """Initializers in Numba: one pass over the result, in parallel where it is large.
 
-The contract is that of `initializers.public`. A constant, a diagonal and the
-order of keys are NumPy's.
+The contract is that of `initializers.public`. What moves no random numbers is NumPy's, and so is the order of keys; an
+orthogonal matrix is products of BLAS.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import threading
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 
-from gradmark.numerics import philox_numba
-from gradmark.numerics.compile_cache import jit
+from gradmark.numerics import haar, philox_numba
 from gradmark.numerics.philox import stream_seed
 
 
@@ -43,24 +38,16 @@ def trunc_normal(
     return weights
 
 
-def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
+def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float, method: str) -> Any:
     """A Haar-distributed matrix (or its transpose) with orthonormal columns, times gain."""
-    rows, columns = shape[0], math.prod(shape[1:])
-    z = normal((rows, columns), seed, dtype, device, 0.0, 1.0)
-    weights = np.empty((rows, columns), dtype)
-    tall, out = (z.T, weights.T) if rows < columns else (z, weights)
-    with _compiling:
-        # One row or one column is contiguous in both orders; to Numba it is in C order.
-        orthonormalize = _orthonormalize(dtype.name, "C" if tall.flags.c_contiguous else "F")
-    orthonormalize(tall, dtype.type(gain), out)
-    return weights.reshape(shape)
+    return haar.orthogonal(shape, dtype, method, gain, seed, philox_numba.fill_normal)
 
 
 def delta_orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
     """An orthogonal matrix at the centre of the kernel, 0 elsewhere."""
     weights = np.zeros(shape, dtype)
     centre: tuple[Any, ...] = tuple((length - 1) // 2 for length in shape[2:])
-    weights[(slice(None), slice(None), *centre)] = orthogonal(shape[:2], seed, dtype, device, gain)
+    weights[(slice(None), slice(None), *centre)] = orthogonal(shape[:2], seed, dtype, device, gain, "auto")
     return weights
 
 
@@ -95,24 +82,3 @@ def dirac(shape: tuple[int, ...], dtype: Any, device: str, groups: int) -> Any:
     for group in range(groups):
         weights[(group * outputs + inputs, inputs, *centre)] = 1.0
     return weights
-
-
-_compiling = threading.Lock()
-
-
-@functools.cache
-def _orthonormalize(dtype: str, layout: str) -> Callable[..., None]:
-    """Compiled for matrices in C or in Fortran order."""
-    scalar = numba.from_dtype(np.dtype(dtype))
-    matrix = numba.types.Array(scalar, 2, layout)
-    name = f"orthonormalize_{layout}_{dtype}"
-    return jit(_orthonormalize_columns, numba.types.void(matrix, scalar, matrix), name=name)
-
-
-def _orthonormalize_columns(z: Any, gain: Any, out: Any) -> None:
-    q, r = np.linalg.qr(z)
-    for j in range(q.shape[1]):
-        # LAPACK fixes no signs. With R's diagonal positive the factorization is unique, and Q is Haar (Mezzadri 2007).
-        scale = -gain if r[j, j] < 0 else gain
-        for i in range(q.shape[0]):
-            out[i, j] = scale * q[i, j]

@@ -6,9 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import linalg
 
-from gradmark.numerics import philox_numpy
+from gradmark.numerics import haar, philox_numpy
 from gradmark.numerics.philox import stream_seed
 
 
@@ -35,23 +34,16 @@ def trunc_normal(
     return weights
 
 
-def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
+def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float, method: str) -> Any:
     """A Haar-distributed matrix (or its transpose) with orthonormal columns, times gain."""
-    rows, columns = shape[0], math.prod(shape[1:])
-    computed_in = np.promote_types(dtype, np.float32)
-    z = normal((rows, columns), seed, computed_in, device, 0.0, 1.0)
-    # numpy.linalg.qr computes float32 in float64; SciPy's calls LAPACK in the dtype of the matrix.
-    q, r = linalg.qr(z.T if rows < columns else z, mode="economic", overwrite_a=True, check_finite=False)
-    # LAPACK fixes no signs. With R's diagonal positive the factorization is unique, and Q is Haar (Mezzadri 2007).
-    q *= np.where(np.diagonal(r) < 0, -gain, gain).astype(computed_in)
-    return np.ascontiguousarray(q.T if rows < columns else q, dtype).reshape(shape)
+    return haar.orthogonal(shape, dtype, method, gain, seed, philox_numpy.fill_normal)
 
 
 def delta_orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
     """An orthogonal matrix at the centre of the kernel, 0 elsewhere."""
     weights = np.zeros(shape, dtype)
     centre: tuple[Any, ...] = tuple((length - 1) // 2 for length in shape[2:])
-    weights[(slice(None), slice(None), *centre)] = orthogonal(shape[:2], seed, dtype, device, gain)
+    weights[(slice(None), slice(None), *centre)] = orthogonal(shape[:2], seed, dtype, device, gain, "auto")
     return weights
 
 

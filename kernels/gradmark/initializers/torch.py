@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gradmark.numerics import philox_torch
+from gradmark.numerics import haar_torch, philox_torch
 from gradmark.numerics.philox import stream_seed
 
 
@@ -34,23 +34,19 @@ def trunc_normal(
     return weights
 
 
-def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
+def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float, method: str) -> Any:
     """A Haar-distributed matrix (or its transpose) with orthonormal columns, times gain."""
     rows, columns = shape[0], math.prod(shape[1:])
-    computed_in = torch.promote_types(dtype, torch.float32)
-    z = normal((rows, columns), seed, computed_in, device, 0.0, 1.0)
-    q, r = torch.linalg.qr(z.T if rows < columns else z)
-    # LAPACK fixes no signs. With R's diagonal positive the factorization is unique, and Q is Haar (Mezzadri 2007).
-    ones = torch.ones_like(torch.diagonal(r))
-    q *= torch.where(torch.diagonal(r) < 0, -ones, ones) * gain
-    return (q.T if rows < columns else q).to(dtype).contiguous().reshape(shape)
+    q = torch.empty((rows, columns), dtype=torch.promote_types(dtype, torch.float32), device=device)
+    haar_torch.fill(q.T if rows < columns else q, method, gain, seed, philox_torch.fill_normal)
+    return q.to(dtype).reshape(shape)
 
 
 def delta_orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
     """An orthogonal matrix at the centre of the kernel, 0 elsewhere."""
     weights = torch.zeros(shape, dtype=dtype, device=device)
     centre: tuple[Any, ...] = tuple((length - 1) // 2 for length in shape[2:])
-    weights[(slice(None), slice(None), *centre)] = orthogonal(shape[:2], seed, dtype, device, gain)
+    weights[(slice(None), slice(None), *centre)] = orthogonal(shape[:2], seed, dtype, device, gain, "auto")
     return weights
 
 
