@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradmark import drop_in
+    from gradmark import drop_in, nn
     from gradmark.backends import BACKENDS, Backend, backend, why_unusable
     from gradmark.errors import BackendUnavailableError, NonFiniteError
     from gradmark.initializers.public import fans
@@ -24,6 +24,7 @@ _HOME = {
     "backend": "gradmark.backends",
     "drop_in": "gradmark.drop_in",
     "fans": "gradmark.initializers.public",
+    "nn": "gradmark.nn",
     "why_unusable": "gradmark.backends",
 }
 
@@ -36,6 +37,7 @@ __all__ = [
     "backend",
     "drop_in",
     "fans",
+    "nn",
     "why_unusable",
 ]
 

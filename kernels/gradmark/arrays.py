@@ -181,7 +181,7 @@ class NumpyArrays:
         if not out.flags.writeable:
             raise ValueError("out is read-only; give a writeable array or none")
         if not out.flags.c_contiguous:
-            _check_distinct_elements(out.shape, out.strides, out.itemsize)
+            check_distinct_elements(out.shape, out.strides, out.itemsize)
         for role, array in inputs:
             if np.may_share_memory(out, array) and not _same_memory(out, array) and _share_memory(out, array):
                 raise ValueError(
@@ -232,12 +232,12 @@ def _same_memory(a: Any, b: Any) -> bool:
     return bool(a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.shape == b.shape)
 
 
-def _check_distinct_elements(shape: tuple[int, ...], strides: tuple[int, ...], item: int) -> None:
+def check_distinct_elements(shape: tuple[int, ...], strides: tuple[int, ...], item: int, role: str = "out") -> None:
     """Raise unless each axis steps over all that the axes of smaller strides reach."""
     reach = item
     for stride, length in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
         if stride < reach:
-            raise ValueError("out has several elements in one place (an overlapping view); give separate memory")
+            raise ValueError(f"{role} has several elements in one place (an overlapping view); give separate memory")
         reach = stride * (length - 1) + reach
 
 
@@ -306,7 +306,7 @@ class TorchArrays:
         if out.requires_grad:
             raise ValueError("out requires grad; give a tensor outside of autograd (out.detach()) or none")
         if not out.is_contiguous():
-            _check_distinct_elements(tuple(out.shape), tuple(out.stride()), 1)
+            check_distinct_elements(tuple(out.shape), tuple(out.stride()), 1)
         for role, array in inputs:
             if _tensors_overlap(out, array) and not _same_tensor_memory(out, array):
                 raise ValueError(

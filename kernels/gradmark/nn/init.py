@@ -1,0 +1,328 @@
+"""In-place initializers for PyTorch: drop-in for `torch.nn.init`, with a seed, at any sharding.
+
+Every initializer of the catalog is here as `NAME_(tensor, ..., *, seed, stream=None)`, and so are
+`kaiming_uniform_` and `kaiming_normal_`. Names, order and defaults of the parameters are those of
+`torch.nn.init` where it has the function; only `seed` is new. Weights are those of `gradmark.backend(...).NAME`: an
+element depends on the seed and on its index in the whole weight. So a DTensor is filled shard by shard, each on its
+own process, without communication and without the whole weight anywhere, and holds the same weights at any number of
+processes. Fans are those of the whole weight.
+
+`initialize_` does so for a whole model, with a stream of random numbers for each parameter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradmark import catalog
+from gradmark.arrays import check_distinct_elements
+from gradmark.backends import backend
+from gradmark.initializers.public import checked_arguments
+from gradmark.nn._fill import FILLS
+from gradmark.nn._shards import Part, local_part
+from gradmark.numerics.philox import check_seed, stream_seed
+from gradmark.signatures import define
+
+if TYPE_CHECKING:
+    from gradmark.nn._model import initialize_ as initialize_
+
+_ROWS = {row.name: row for row in catalog.INITIALIZERS}
+
+_NAMES_OF_TORCH = {"uniform": {"low": "a", "high": "b"}, "constant": {"value": "val"}}
+"""What torch.nn.init calls a parameter that the catalog calls otherwise."""
+
+
+def kaiming_uniform_(
+    tensor: Any,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    seed: int,
+    stream: str | None = None,
+) -> Any:
+    """Fill with U(-b, b), b = gain √(3 / fan), in place: `he_uniform_` by the parameters of torch.nn.init.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        (out, in, *kernel), of at least 2 dimensions; as for `he_uniform_`.
+    a : float
+        The slope of leaky_relu for x < 0. Default: 0.
+    mode : str
+        "fan_in" keeps the variance in the forward pass, "fan_out" that in the backward pass.
+    nonlinearity : str
+        What torch.nn.init.calculate_gain knows. Default: "leaky_relu".
+    seed : int
+        0 <= seed < 2**64.
+    stream : str, optional
+        The name of a stream of random numbers of its own.
+
+    Returns
+    -------
+    tensor : torch.Tensor
+        The same.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `he_uniform_`; a mode or a nonlinearity that there is not.
+
+    Source
+    ------
+    He, Zhang, Ren, Sun, ICCV 2015, eq. 10
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gradmark.nn import init
+    >>> init.kaiming_uniform_(torch.empty(6, 4), nonlinearity="relu", seed=0).shape
+    torch.Size([6, 4])
+    """
+    return _kaiming("he_uniform", tensor, a, mode, nonlinearity, seed, stream)
+
+
+def kaiming_normal_(
+    tensor: Any,
+    a: float = 0.0,
+    mode: str = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    *,
+    seed: int,
+    stream: str | None = None,
+) -> Any:
+    """Fill with N(0, σ²), σ = gain / √fan, in place: `he_normal_` by the parameters of torch.nn.init.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        (out, in, *kernel), of at least 2 dimensions; as for `he_normal_`.
+    a : float
+        The slope of leaky_relu for x < 0. Default: 0.
+    mode : str
+        "fan_in" keeps the variance in the forward pass, "fan_out" that in the backward pass.
+    nonlinearity : str
+        What torch.nn.init.calculate_gain knows. Default: "leaky_relu".
+    seed : int
+        0 <= seed < 2**64.
+    stream : str, optional
+        The name of a stream of random numbers of its own.
+
+    Returns
+    -------
+    tensor : torch.Tensor
+        The same.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `he_normal_`; a mode or a nonlinearity that there is not.
+
+    Source
+    ------
+    He, Zhang, Ren, Sun, ICCV 2015, eq. 10
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gradmark.nn import init
+    >>> init.kaiming_normal_(torch.empty(6, 4), mode="fan_out", seed=0).shape
+    torch.Size([6, 4])
+    """
+    return _kaiming("he_normal", tensor, a, mode, nonlinearity, seed, stream)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "initialize_":
+        from gradmark.nn import _model
+
+        found: Any = _model.initialize_
+    elif name.endswith("_") and name[:-1] in _ROWS:
+        found = _function(_ROWS[name[:-1]])
+    else:
+        raise AttributeError(f"gradmark.nn.init has no {name!r}; it has {', '.join(__dir__())}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(["initialize_", "kaiming_normal_", "kaiming_uniform_", *(f"{name}_" for name in _ROWS)])
+
+
+def _function(row: catalog.Initializer) -> Callable[..., Any]:
+    """The in-place function of a row: the signature is that of the backends, with a tensor for shape and dtype."""
+    given = inspect.signature(getattr(backend("torch"), row.name)).parameters
+    parameters = [p for name, p in given.items() if name not in ("shape", "seed", "dtype", "stream")]
+    names = {p.name: _NAMES_OF_TORCH.get(row.name, {}).get(p.name, p.name) for p in parameters}
+    of_torch = [p.replace(name=names[p.name], kind=p.POSITIONAL_OR_KEYWORD) for p in parameters]
+    seed = "seed, stream=None" if row.seeded else "seed=None, stream=None"
+    signature = f"({', '.join(['tensor', *map(str, of_torch), '*', seed])})"
+    values = ", ".join(f"{name!r}: {name_of_torch}" for name, name_of_torch in names.items())
+    body = f"return initialize(tensor, {{{values}}}, seed, stream)"
+    function = define(f"{row.name}_", signature, body, {"initialize": functools.partial(_initialize, row)}, "")
+    function.__doc__ = _doc(row, names)
+    # Where pickle finds it.
+    function.__module__ = __name__
+    return function
+
+
+def _kaiming(name: str, tensor: Any, a: Any, mode: Any, nonlinearity: Any, seed: Any, stream: Any) -> Any:
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"mode must be 'fan_in' or 'fan_out', got {mode!r}")
+    row = _ROWS[name]
+    return _initialize(
+        row if mode == "fan_in" else _scaled_by_fan_out(row),
+        tensor,
+        {"gain": torch.nn.init.calculate_gain(nonlinearity, a)},
+        seed,
+        stream,
+    )
+
+
+def _scaled_by_fan_out(row: catalog.Initializer) -> catalog.Initializer:
+    """A case that is scaled by fan_in, with the fans exchanged."""
+
+    def arguments(fan_in: int, fan_out: int, **parameters: float) -> Mapping[str, float]:
+        assert row.arguments is not None
+        return row.arguments(fan_out, fan_in, **parameters)
+
+    return dataclasses.replace(row, arguments=arguments)
+
+
+def _initialize(row: catalog.Initializer, tensor: Any, parameters: Mapping[str, Any], seed: Any, stream: Any) -> Any:
+    """Check everything, then fill what this process has of `tensor`."""
+    _check_tensor(tensor)
+    local, part = local_part(tensor)
+    check_distinct_elements(tuple(local.shape), tuple(local.stride()), 1, "tensor")
+    own_seed = stream_seed(check_seed(seed), stream) if row.seeded else None
+    fill = FILLS.get(row.of or row.name)
+    if fill is None:
+        named = {"seed": seed, "stream": stream} if row.seeded else {}
+        _fill_whole(row, tensor, local, part, {**named, **parameters})
+        return tensor
+    arguments = checked_arguments(row, part.shape, str(tensor.dtype).removeprefix("torch."), parameters)
+    if local.numel() and local.device.type != "meta":
+        with _writing(tensor, local):
+            fill(local.detach(), part, own_seed, **arguments)
+    return tensor
+
+
+def _fill_whole(row: catalog.Initializer, tensor: Any, local: Any, part: Part, keywords: Mapping[str, Any]) -> None:
+    """Fill with an initializer that knows whole weights only."""
+    if not part.whole:
+        raise ValueError(
+            f"{row.name}_ makes whole weights only, and this process holds {part.local_shape} of shape {part.shape}"
+            f" (placements {tensor.placements}); initialize before sharding, or take another initializer"
+        )
+    if local.device.type != "meta":
+        weights = getattr(backend("torch", device=str(local.device)), row.name)(
+            part.shape, dtype=local.dtype, **keywords
+        )
+        with _writing(tensor, local):
+            local.detach().copy_(weights)
+
+
+def _check_tensor(tensor: Any) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"tensor must be a torch.Tensor, got {tensor!r} of type {type(tensor).__name__}")
+    accepted = backend("torch").dtypes
+    if str(tensor.dtype).removeprefix("torch.") not in accepted:
+        raise TypeError(f"tensor has dtype {tensor.dtype}; accepted: {', '.join(accepted)}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"tensor has layout {tensor.layout}; accepted: torch.strided, a dense tensor")
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError("tensor was made in inference mode, which allows no change outside of it; give its clone()")
+
+
+@contextlib.contextmanager
+def _writing(tensor: Any, local: Any) -> Iterator[None]:
+    """A context in which what a tensor holds may be changed; autograd sees that it was."""
+    for changed in (tensor,) if tensor is local else (tensor, local):
+        # Kernels that write to its memory tell nobody. Tensors of inference mode have no version.
+        if not changed.is_inference():
+            torch.autograd.graph.increment_version(changed)
+    with torch.no_grad():
+        yield
+
+
+_TENSOR = """\
+tensor : torch.Tensor
+    What is filled, in place: {}float16, bfloat16, float32 or float64, on any device, contiguous or not. Of
+    a DTensor, sharded or replicated, the part on this process is filled. On the meta device nothing is.
+"""
+_FIXED_SEED = """\
+seed, stream : optional
+    Nothing is random here; they are accepted so that all initializers can be called alike.
+"""
+
+
+def _doc(row: catalog.Initializer, names: Mapping[str, str]) -> str:
+    text = inspect.getdoc(getattr(backend("torch"), row.name)) or ""
+    summary, _, sections = text.partition("\n\nParameters\n----------\n")
+    entries = _entries(sections.partition("\n\nReturns\n")[0])
+    parameters = _renamed("".join(f"{name} : {entries[of_row]}\n" for of_row, name in names.items()), names)
+    seed = f"seed : {entries['seed']}\nstream : {entries['stream']}\n" if row.seeded else _FIXED_SEED
+    dimensions = re.search(r"of (?:at least|exactly) \d dimensions", entries["shape"])
+    shape = f"(out, in, *kernel) {dimensions[0]}, " if dimensions else ""
+    return f"""Fill with {_renamed(summary.removeprefix("Weights: ").removesuffix("."), names)}, in place.
+
+Parameters
+----------
+{_TENSOR.format(shape)}{parameters}{seed}
+Returns
+-------
+tensor : torch.Tensor
+    The same. Its elements are those of gradmark.backend("torch").{row.name} of the whole shape, bit for bit.
+
+Raises
+------
+TypeError
+    What is no tensor, or of another dtype or layout; a seed that is no int, a stream that is no str, a parameter that
+    is no number.
+ValueError
+    Too few dimensions, a seed or a parameter out of range, weights that would overflow the dtype; a DTensor of partial
+    sums, or of another process. Nothing is written then.
+
+Source
+------
+{row.source}
+
+Examples
+--------
+{_example(row, text, names)}
+"""
+
+
+def _entries(section: str) -> dict[str, str]:
+    """Of each parameter in a section of a docstring, what stands behind its name and colon."""
+    starts = list(re.finditer(r"^(\w+) : ", section, re.MULTILINE))
+    ends = [*(match.start() for match in starts[1:]), len(section)]
+    return {match[1]: section[match.end() : end].rstrip() for match, end in zip(starts, ends, strict=True)}
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    """A text with the names of parameters that torch.nn.init has."""
+    for of_row, name in names.items():
+        text = re.sub(rf"(?<!the ){of_row}\b", name, text, flags=re.IGNORECASE) if of_row != name else text
+    return text
+
+
+def _example(row: catalog.Initializer, text: str, names: Mapping[str, str]) -> str:
+    """The example of the backends' docstring, with a tensor for the shape."""
+    call = re.search(rf"\.{row.name}\((\([\d, ]+\))(.*)\)\.shape\n(\(.*\))", text)
+    assert call is not None, f"the docstring of {row.name} has no example of the usual form"
+    keywords = re.sub(r"(\w+)=", lambda match: f"{names.get(match[1], match[1])}=", call[2])
+    lengths = call[3].removeprefix("(").removesuffix(")")
+    return f"""\
+>>> import torch
+>>> from gradmark.nn import init
+>>> init.{row.name}_(torch.empty({call[1]}){keywords}).shape
+torch.Size([{lengths}])"""
