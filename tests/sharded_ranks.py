@@ -1,0 +1,238 @@
+"""What test_nn_sharded.py runs on the ranks of process groups: python sharded_ranks.py FOLDER.
+
+Rank 0 of a group of N writes FOLDER/results-N.pt: of each case the whole weight, put together by PyTorch, and the
+messages of errors. Every rank compares its own part with what PyTorch's rule cuts out of the weight of one process.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.placement_types import _StridedShard
+
+from gradmark import catalog
+from gradmark.nn import init
+
+SEED = 20260103
+STRIDED = "strided"
+"""Shard(0) of what the second dimension of the mesh has sharded already, as FSDP2 does beside tensor parallelism."""
+
+MATRIX, LARGE, CONVOLUTION, FEW_ROWS, VECTOR = (37, 22), (301, 450), (6, 5, 3, 7), (3, 7), (17,)
+
+ONE_DIMENSION = [
+    ("he_normal", MATRIX, "float32", (Shard(0),)),
+    ("he_normal", MATRIX, "float32", (Shard(1),)),
+    ("he_normal", MATRIX, "float32", (Replicate(),)),
+    ("he_normal", FEW_ROWS, "float32", (Shard(0),)),
+    ("normal", VECTOR, "float32", (Shard(0),)),
+    *(("xavier_uniform", CONVOLUTION, "float32", (Shard(d),)) for d in range(4)),
+    *((name, LARGE, dtype, (Shard(1),)) for name in ("normal", "uniform") for dtype in ("bfloat16", "float64")),
+    ("trunc_normal", LARGE, "bfloat16", (Shard(0),)),
+    ("constant", MATRIX, "float32", (Shard(0),)),
+    ("eye", MATRIX, "float32", (Shard(0),)),
+    ("eye", MATRIX, "float32", (Shard(1),)),
+    ("orthogonal", MATRIX, "float32", (Replicate(),)),
+]
+TWO_DIMENSIONS = [
+    ("he_normal", MATRIX, "float32", (Shard(0), Shard(1))),
+    ("he_normal", MATRIX, "float32", (Shard(1), Shard(0))),
+    ("he_normal", MATRIX, "float32", (Shard(0), Replicate())),
+    ("he_normal", MATRIX, "bfloat16", (Replicate(), Shard(1))),
+    ("he_normal", MATRIX, "float32", (Shard(0), Shard(0))),
+    ("he_normal", LARGE, "float32", (Shard(1), Shard(1))),
+    ("he_normal", FEW_ROWS, "float32", (Shard(0), Shard(0))),
+    ("he_uniform", CONVOLUTION, "float32", (Shard(3), Shard(1))),
+    ("he_normal", (16, 12), "float32", (STRIDED, Shard(0))),
+    ("he_normal", (37, 12), "float32", (STRIDED, Shard(0))),
+    ("he_normal", (37, 12), "float32", (STRIDED, Shard(1))),
+    ("eye", MATRIX, "float32", (Shard(0), Shard(1))),
+    ("eye", (16, 12), "float32", (STRIDED, Shard(0))),
+]
+MESHES = {1: [(1,), (1, 1)], 2: [(2,)], 4: [(4,), (2, 2)], 8: [(8,), (2, 4)]}
+
+
+def cases(world, random_names):
+    """(name of the initializer, shape, dtype, mesh, placements) of a world of this size."""
+    for mesh in MESHES[world]:
+        given = TWO_DIMENSIONS if len(mesh) == 2 else [*ONE_DIMENSION, *every_one(random_names)]
+        yield from ((name, shape, dtype, mesh, placements) for name, shape, dtype, placements in given)
+
+
+def every_one(random_names):
+    return [(name, MATRIX, "float32", (Shard(1),)) for name in random_names]
+
+
+class Block(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(width)
+        self.query = torch.nn.Linear(width, width, bias=False)
+        self.output = torch.nn.Linear(width, width)
+        self.up = torch.nn.Linear(width, 2 * width)
+        self.down = torch.nn.Linear(2 * width, width, bias=False)
+
+
+class Model(torch.nn.Module):
+    """The parameters of a transformer; nobody runs it."""
+
+    def __init__(self, width=16, layers=2):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(40, width)
+        self.layers = torch.nn.ModuleDict({str(i): Block(width) for i in range(layers)})
+        self.patches = torch.nn.Conv2d(3, width, 3)
+        self.head = torch.nn.Linear(width, 40, bias=False)
+
+
+RECIPE = {
+    "*norm.weight": ("constant", {"val": 1.0}),
+    "*.bias": "zeros",
+    torch.nn.Embedding: {"weight": ("normal", {"std": 0.02})},
+    "*.output.weight": "lecun_truncated_normal",
+    torch.nn.Linear: {"weight": ("xavier_uniform", {"gain": 0.5})},
+    torch.nn.Conv2d: {"weight": "he_normal"},
+}
+
+
+def tensor_parallel(model, mesh):
+    for block in model.layers.values():
+        plan = {"query": ColwiseParallel(), "output": RowwiseParallel(), "up": ColwiseParallel()}
+        parallelize_module(block, mesh, {**plan, "down": RowwiseParallel()})
+    parallelize_module(model, mesh, {"head": ColwiseParallel()})
+
+
+def data_parallel(model, mesh):
+    for block in model.layers.values():
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def models(world):
+    """Of each way to shard a model on these ranks: the mesh, and functions of a model and the mesh."""
+    flat = init_device_mesh("cpu", (world,), mesh_dim_names=("all",))
+    yield "fully_shard", lambda model: data_parallel(model, flat)
+    yield "parallelize_module", lambda model: tensor_parallel(model, flat)
+    if world >= 4:
+        mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "tensor"))
+
+        def both(model):
+            tensor_parallel(model, mesh["tensor"])
+            data_parallel(model, mesh["data"])
+
+        yield "both", both
+
+
+def sharded(name, shape, dtype, mesh, placements):
+    """The whole weight of a case, after the part of this rank was compared."""
+    dtype = getattr(torch, dtype)
+    required = (0.5,) if name == "constant" else ()
+    function = getattr(init, f"{name}_")
+    placements = [_StridedShard(0, split_factor=mesh[1]) if p == STRIDED else p for p in placements]
+    mesh = init_device_mesh("cpu", mesh)
+    one_process = function(torch.full(shape, torch.nan, dtype=dtype), *required, seed=SEED)
+    own = distribute_tensor(one_process, mesh, placements, src_data_rank=None)
+    tensor = distribute_tensor(torch.full(shape, torch.nan, dtype=dtype), mesh, placements, src_data_rank=None)
+    versions = tensor._version, tensor.to_local()._version
+    with CommDebugMode() as communication, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert function(tensor, *required, seed=SEED) is tensor
+    assert communication.get_total_counts() == 0
+    if tensor.to_local().numel():
+        assert tensor._version > versions[0]
+        assert tensor.to_local()._version > versions[1]
+    assert torch.equal(tensor.to_local(), own.to_local()), (dist.get_rank(), name, shape, mesh, placements)
+    return tensor.full_tensor()
+
+
+def model_weights(shard):
+    """The weights of a model by name: from the meta device, and after it was built with others."""
+    results = []
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            model = Model()
+        shard(model)
+        if device == "meta":
+            model.to_empty(device="cpu")
+        with CommDebugMode() as communication, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            filled = init.initialize_(model, RECIPE, SEED)
+        assert communication.get_total_counts() == 0
+        weights = dict(model.named_parameters())
+        assert list(filled) == list(weights)
+        assert any(isinstance(p, DTensor) for p in weights.values())
+        results.append(
+            {n: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for n, p in weights.items()}
+        )
+    return results
+
+
+def refused(world):
+    """Of each bad call, the type and the message of its error on the last rank."""
+    mesh, first_rank = init_device_mesh("cpu", (world,)), DeviceMesh("cpu", [0])
+    nan = torch.full((6, 4), torch.nan)
+    calls = {
+        "partial": (DTensor.from_local(nan.clone(), mesh, [Partial()]), init.normal_),
+        "orthogonal": (distribute_tensor(nan, mesh, [Shard(0)], src_data_rank=None), init.orthogonal_),
+        "not by the rule": (
+            DTensor.from_local(nan.clone(), mesh, [Shard(0)], run_check=False, shape=(100, 4), stride=(4, 1)),
+            init.normal_,
+        ),
+        "not in the mesh": (
+            distribute_tensor(nan, first_rank, [Shard(0)], src_data_rank=None),
+            init.normal_,
+        ),
+    }
+    messages = {}
+    for name, (tensor, function) in calls.items():
+        try:
+            function(tensor, seed=0)
+        except ValueError as error:
+            messages[name] = str(error)
+        assert tensor.to_local().isnan().all() or name not in messages
+    return messages
+
+
+def rank(folder, world, number):
+    """All cases on one rank of a group."""
+    # A forked process has torch and Numba loaded: to import them for each rank took longer than all cases.
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", world_size=world, rank=number)
+    random_names = [row.name for row in catalog.INITIALIZERS if row.distribution in ("uniform", "normal", "truncated")]
+    weights = [sharded(*case) for case in cases(world, random_names)]
+    results = {"weights": weights, "models": {name: model_weights(shard) for name, shard in models(world)}}
+    messages = [None] * world
+    dist.all_gather_object(messages, refused(world))
+    if number == 0:
+        torch.save({**results, "messages": messages}, Path(folder) / f"results-{world}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main(folder):
+    context = torch.multiprocessing.get_context("fork")
+    for world in MESHES:
+        ranks = [context.Process(target=rank, args=(folder, world, number)) for number in range(world)]
+        for process in ranks:
+            process.start()
+        # The others wait for one that has failed.
+        while any(process.is_alive() for process in ranks) and not any(process.exitcode for process in ranks):
+            time.sleep(0.01)
+        failed = any(process.exitcode for process in ranks)
+        for process in ranks:
+            process.terminate()
+            process.join()
+        if failed:
+            sys.exit(f"a rank of {world} has failed")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,91 @@
+"""`gradmark.nn.init` of sharded tensors and models: the same bits on 1, 2, 4 and 8 processes (gloo, on the CPU).
+
+One run of sharded_ranks.py does all cases; the tests look at what it has written.
+"""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gradmark
+import sharded_ranks
+from gradmark import catalog
+from gradmark.nn import init
+
+WORLDS = list(sharded_ranks.MESHES)
+ROWS = {row.name: row for row in catalog.INITIALIZERS}
+RANDOM = [name for name, row in ROWS.items() if row.distribution in ("uniform", "normal", "truncated")]
+CASES = [(world, index, *case) for world in WORLDS for index, case in enumerate(sharded_ranks.cases(world, RANDOM))]
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """By number of processes, what rank 0 of them has written."""
+    folder = tmp_path_factory.mktemp("ranks")
+    # As many threads as cores in each of eight ranks would wait for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    package = str(pathlib.Path(gradmark.__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, sharded_ranks.__file__, str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return {world: torch.load(folder / f"results-{world}.pt") for world in WORLDS}
+
+
+def one_process(name, shape, dtype):
+    keywords = {"seed": sharded_ranks.SEED} if ROWS[name].seeded else {}
+    required = {p.name: 0.5 for p in ROWS[name].parameters if p.default is None}
+    return getattr(gradmark.backend("torch"), name)(shape, dtype=dtype, **keywords, **required)
+
+
+@pytest.mark.parametrize(("world", "index", "name", "shape", "dtype", "mesh", "placements"), CASES, ids=str)
+def test_the_parts_are_those_of_one_process(results, world, index, name, shape, dtype, mesh, placements):
+    found = results[world]["weights"][index]
+    assert found.dtype == getattr(torch, dtype)
+    assert torch.equal(found, one_process(name, shape, dtype))
+
+
+def test_every_case_was_run(results):
+    for world in WORLDS:
+        assert len(results[world]["weights"]) == sum(case[0] == world for case in CASES)
+
+
+@functools.cache
+def weights_of_one_process():
+    model = sharded_ranks.Model()
+    init.initialize_(model, sharded_ranks.RECIPE, sharded_ranks.SEED)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_model_has_the_same_weights_however_it_is_sharded(results, world):
+    expected = weights_of_one_process()
+    by_kind = results[world]["models"]
+    assert set(by_kind) == {"fully_shard", "parallelize_module", *(["both"] if world >= 4 else [])}
+    for of_devices in by_kind.values():
+        assert len(of_devices) == 2
+        for weights in of_devices:
+            assert list(weights) == list(expected)
+            assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_what_cannot_be_filled_is_refused(results, world):
+    first, *_, last = [results[world]["messages"][rank] for rank in (0, 0, -1)]
+    for messages in (first, last):
+        assert "accepted: Shard and Replicate. Redistribute it first" in messages["partial"]
+        assert "local tensor has shape (6, 4); a DTensor of shape (100, 4)" in messages["not by the rule"]
+    if world == 1:
+        assert "orthogonal" not in last
+        assert "not in the mesh" not in last
+    else:
+        assert "makes whole weights only" in last["orthogonal"]
+        assert "not in the mesh" not in first
+        assert "this process is not in the mesh of the DTensor" in last["not in the mesh"]
