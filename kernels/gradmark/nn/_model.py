@@ -225,8 +225,8 @@ def _checked(rule: Any, role: str) -> Rule:
 def _function(rule: Any, role: str) -> Initializer:
     """The function of a rule; TypeError or ValueError, naming what it was given for, where it is none."""
     if isinstance(rule, str):
-        return _named(rule, role)
-    if isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str) and isinstance(rule[1], Mapping):
+        function = _named(rule, role)
+    elif isinstance(rule, tuple) and len(rule) == 2 and isinstance(rule[0], str) and isinstance(rule[1], Mapping):
         function = functools.partial(_named(rule[0], role), **rule[1])
     elif callable(rule):
         function = rule
@@ -235,14 +235,22 @@ def _function(rule: Any, role: str) -> Initializer:
             f"the rule for {role} must be the name of an initializer, a pair (name, arguments) or a function,"
             f" got {rule!r}"
         )
+    _check_call(function, role)
+    return function
+
+
+def _check_call(function: Initializer, role: str) -> None:
+    """TypeError unless the function can be called as initialize_ does; it is not called."""
+    called, bound, named = function, (), {}
+    if isinstance(function, functools.partial):
+        called, bound, named = function.func, function.args, function.keywords
     try:
-        inspect.signature(function).bind(torch.empty(0), seed=0, stream="")
-    except TypeError as error:
+        inspect.signature(called).bind(*bound, "tensor", **{**named, "seed": 0, "stream": "name"})
+    except (TypeError, ValueError) as error:
         raise TypeError(
             f"the rule for {role}, {_described(function)}, cannot be called as function(tensor, seed=..., stream=...):"
             f" {error}. Those of gradmark.nn.init can"
         ) from None
-    return function
 
 
 def _named(name: str, role: str) -> Initializer:
