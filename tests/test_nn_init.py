@@ -10,15 +10,18 @@ import math
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.tensor import Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 
 import gradmark
 from gradmark import catalog
-from gradmark.nn import _fill, init
-from gradmark.nn._shards import Part, runs
+from gradmark.nn import _fill, _shards, init
+from gradmark.nn._shards import Part, runs, sharded
 from gradmark.numerics.philox import stream_seed
 
 ROWS = {row.name: row for row in catalog.INITIALIZERS}
@@ -332,6 +335,67 @@ def test_the_import_is_lazy():
     code = "import gradmark, sys; assert 'torch' not in sys.modules; gradmark.nn.init; assert 'torch' in sys.modules"
     code += "; assert 'torch.distributed.tensor' not in sys.modules and 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_torch_the_import_says_what_to_install():
+    code = """
+import importlib.util, gradmark
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+try:
+    gradmark.nn
+except gradmark.BackendUnavailableError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "torch is not installed: pip install 'gradmark[torch]'\n"
+
+
+PLACEMENTS = [
+    [Shard(0), Shard(0)],
+    [Shard(0), Shard(1)],
+    [Shard(1), Shard(0)],
+    [Replicate(), Shard(1)],
+    [_StridedShard(0, split_factor=3), Shard(0)],
+    [_StridedShard(0, split_factor=2), Shard(1)],
+    [Shard(1), _StridedShard(1, split_factor=2)],
+]
+
+
+@pytest.mark.parametrize("placements", PLACEMENTS, ids=str)
+def test_parts_are_those_of_pytorch(placements):
+    """Shape and first index by PyTorch's own rule; and together the parts hold each element equally often."""
+    from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
+
+    for rows, columns in [(1, 1), (2, 5), (7, 4), (12, 12), (13, 30), (36, 1)]:
+        found = np.zeros((rows, columns), int)
+        for coordinate in np.ndindex(2, 3):
+            part = sharded((rows, columns), (2, 3), coordinate, placements)
+            arguments = (rows, columns), (2, 3), list(coordinate), placements
+            shape, offset = _compute_local_shape_and_global_offset(*arguments)
+            assert part.local_shape == tuple(shape)
+            if 0 not in shape:
+                assert tuple(intervals[0].start for intervals in part.intervals) == tuple(offset)
+            found[np.ix_(*([i for interval in intervals for i in interval] for intervals in part.intervals))] += 1
+        assert found.min() == found.max()
+
+
+def test_a_split_that_changes_nothing_is_no_split():
+    part = sharded((8, 3), (1, 1), (0, 0), [_StridedShard(0, split_factor=4), Shard(0)])
+    assert part.whole
+    assert runs(part)[:2] == (1, 24)
+
+
+def test_placements_that_are_none_of_these_are_refused():
+    with pytest.raises(ValueError, match=r"placement Partial.* holds no elements.* accepted: Shard and Replicate"):
+        sharded((8, 3), (2,), (0,), [Partial()])
+
+
+def test_another_order_of_sharding_is_refused():
+    # PyTorch has no public way yet to make such a DTensor.
+    order = (SimpleNamespace(tensor_dim=0, mesh_dims=(1, 0)),)
+    with pytest.raises(ValueError, match="accepted: mesh dimensions from left to right"):
+        _shards._check_order(SimpleNamespace(_spec=SimpleNamespace(shard_order=order)))
 
 
 def test_runs_of_any_part_are_its_elements():

@@ -83,7 +83,7 @@ def sharded(shape: tuple[int, ...], mesh: Sequence[int], coordinate: Sequence[in
             pieces = (_piece(range(_length(intervals[placement.dim])), processes, index),)
         else:
             raise ValueError(
-                f"a DTensor with placement {placement} holds no elements that could be set;"
+                f"a DTensor with placement {placement!r} holds no elements that could be set;"
                 " accepted: Shard and Replicate. Redistribute it first"
             )
         taken = [interval for piece in pieces for interval in _take(intervals[placement.dim], piece)]

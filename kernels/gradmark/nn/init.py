@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from gradmark import catalog
 from gradmark.arrays import check_distinct_elements
 from gradmark.backends import backend
 from gradmark.initializers.public import checked_arguments
+from gradmark.nn._docstrings import docstring
 from gradmark.nn._fill import FILLS
 from gradmark.nn._shards import Part, local_part
 from gradmark.numerics.philox import check_seed, stream_seed
@@ -168,7 +168,7 @@ def _function(row: catalog.Initializer) -> Callable[..., Any]:
     values = ", ".join(f"{name!r}: {name_of_torch}" for name, name_of_torch in names.items())
     body = f"return initialize(tensor, {{{values}}}, seed, stream)"
     function = define(f"{row.name}_", signature, body, {"initialize": functools.partial(_initialize, row)}, "")
-    function.__doc__ = _doc(row, names)
+    function.__doc__ = docstring(row, names)
     # Where pickle finds it.
     function.__module__ = __name__
     return function
@@ -251,78 +251,3 @@ def _writing(tensor: Any, local: Any) -> Iterator[None]:
             torch.autograd.graph.increment_version(changed)
     with torch.no_grad():
         yield
-
-
-_TENSOR = """\
-tensor : torch.Tensor
-    What is filled, in place: {}float16, bfloat16, float32 or float64, on any device, contiguous or not. Of
-    a DTensor, sharded or replicated, the part on this process is filled. On the meta device nothing is.
-"""
-_FIXED_SEED = """\
-seed, stream : optional
-    Nothing is random here; they are accepted so that all initializers can be called alike.
-"""
-
-
-def _doc(row: catalog.Initializer, names: Mapping[str, str]) -> str:
-    text = inspect.getdoc(getattr(backend("torch"), row.name)) or ""
-    summary, _, sections = text.partition("\n\nParameters\n----------\n")
-    entries = _entries(sections.partition("\n\nReturns\n")[0])
-    parameters = _renamed("".join(f"{name} : {entries[of_row]}\n" for of_row, name in names.items()), names)
-    seed = f"seed : {entries['seed']}\nstream : {entries['stream']}\n" if row.seeded else _FIXED_SEED
-    dimensions = re.search(r"of (?:at least|exactly) \d dimensions", entries["shape"])
-    shape = f"(out, in, *kernel) {dimensions[0]}, " if dimensions else ""
-    return f"""Fill with {_renamed(summary.removeprefix("Weights: ").removesuffix("."), names)}, in place.
-
-Parameters
-----------
-{_TENSOR.format(shape)}{parameters}{seed}
-Returns
--------
-tensor : torch.Tensor
-    The same. Its elements are those of gradmark.backend("torch").{row.name} of the whole shape, bit for bit.
-
-Raises
-------
-TypeError
-    What is no tensor, or of another dtype or layout; a seed that is no int, a stream that is no str, a parameter that
-    is no number.
-ValueError
-    Too few dimensions, a seed or a parameter out of range, weights that would overflow the dtype; a DTensor of partial
-    sums, or of another process. Nothing is written then.
-
-Source
-------
-{row.source}
-
-Examples
---------
-{_example(row, text, names)}
-"""
-
-
-def _entries(section: str) -> dict[str, str]:
-    """Of each parameter in a section of a docstring, what stands behind its name and colon."""
-    starts = list(re.finditer(r"^(\w+) : ", section, re.MULTILINE))
-    ends = [*(match.start() for match in starts[1:]), len(section)]
-    return {match[1]: section[match.end() : end].rstrip() for match, end in zip(starts, ends, strict=True)}
-
-
-def _renamed(text: str, names: Mapping[str, str]) -> str:
-    """A text with the names of parameters that torch.nn.init has."""
-    for of_row, name in names.items():
-        text = re.sub(rf"(?<!the ){of_row}\b", name, text, flags=re.IGNORECASE) if of_row != name else text
-    return text
-
-
-def _example(row: catalog.Initializer, text: str, names: Mapping[str, str]) -> str:
-    """The example of the backends' docstring, with a tensor for the shape."""
-    call = re.search(rf"\.{row.name}\((\([\d, ]+\))(.*)\)\.shape\n(\(.*\))", text)
-    assert call is not None, f"the docstring of {row.name} has no example of the usual form"
-    keywords = re.sub(r"(\w+)=", lambda match: f"{names.get(match[1], match[1])}=", call[2])
-    lengths = call[3].removeprefix("(").removesuffix(")")
-    return f"""\
->>> import torch
->>> from gradmark.nn import init
->>> init.{row.name}_(torch.empty({call[1]}){keywords}).shape
-torch.Size([{lengths}])"""
