@@ -1,10 +1,15 @@
-"""Activation functions of other libraries, and the call of gradmark that gives the same values.
+"""Activation functions and initializers of other libraries, and the call of gradmark that gives the same values.
 
 What stands on the right is a function of a backend: `gradmark.backend("numba").gelu_tanh(x)`. A function with
 parameters has a line without them, for its defaults, and one with them. Where ours is `seed`ed, theirs draws from a
 generator of its own: the distribution is the same, the numbers are not. The tests compare the values of each line
 with the installed library (but for `ERRING`), and fail where it has an activation function that is not here. Only the
 standard library is imported.
+
+Initializers, which are random, have the same distribution, options and defaults. `shape` is that of the weights in
+the layout of the library that is called: (out, in, *kernel) for ours and PyTorch's, (*kernel, in, out) for JAX's and
+Keras's, whose options for other layouts (`in_axis`, `input_axes`, `column_axis`) have no counterpart. `w` is the
+tensor that PyTorch fills.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ def calls(name: str) -> dict[str, str]:
     Parameters
     ----------
     name : str
-        Such as "torch.nn.functional.gelu", "jax.nn.gelu", "keras.activations.gelu".
+        Such as "torch.nn.functional.gelu", "jax.nn.gelu", "torch.nn.init.kaiming_uniform_".
 
     Returns
     -------
@@ -232,7 +237,147 @@ LIGER: Calls = MappingProxyType(
     }
 )
 
-LIBRARIES: Mapping[str, Calls] = MappingProxyType(
+_HE_GAIN = "gain=(2 / (1 + a**2)) ** 0.5"
+
+TORCH_INITIALIZERS: Calls = MappingProxyType(
+    {
+        "constant_(w, val)": "constant(shape, value=val)",
+        "dirac_(w)": "dirac(shape)",
+        "dirac_(w, groups)": "dirac(shape, groups=groups)",
+        "eye_(w)": "eye(shape)",
+        "kaiming_normal_(w)": "he_normal(shape, seed=seed)",
+        "kaiming_normal_(w, a, mode)": f"he_normal(shape, seed=seed, {_HE_GAIN}, mode=mode)",
+        "kaiming_normal_(w, nonlinearity='relu')": "he_normal(shape, seed=seed)",
+        "kaiming_normal_(w, nonlinearity='linear')": "lecun_normal(shape, seed=seed)",
+        "kaiming_normal_(w, nonlinearity='selu')": "lecun_normal(shape, seed=seed, gain=3 / 4)",
+        "kaiming_normal_(w, nonlinearity='sigmoid')": "lecun_normal(shape, seed=seed)",
+        "kaiming_normal_(w, nonlinearity='tanh')": "lecun_normal(shape, seed=seed, gain=5 / 3)",
+        "kaiming_uniform_(w)": "he_uniform(shape, seed=seed)",
+        "kaiming_uniform_(w, a, mode)": f"he_uniform(shape, seed=seed, {_HE_GAIN}, mode=mode)",
+        "kaiming_uniform_(w, nonlinearity='relu')": "he_uniform(shape, seed=seed)",
+        "kaiming_uniform_(w, nonlinearity='linear')": "lecun_uniform(shape, seed=seed)",
+        "kaiming_uniform_(w, nonlinearity='selu')": "lecun_uniform(shape, seed=seed, gain=3 / 4)",
+        "kaiming_uniform_(w, nonlinearity='sigmoid')": "lecun_uniform(shape, seed=seed)",
+        "kaiming_uniform_(w, nonlinearity='tanh')": "lecun_uniform(shape, seed=seed, gain=5 / 3)",
+        # What torch.nn.Linear and the convolutions use.
+        "kaiming_uniform_(w, a=5**0.5)": "uniform_fan_in(shape, seed=seed)",
+        "normal_(w)": "normal(shape, seed=seed)",
+        "normal_(w, mean, std)": "normal(shape, seed=seed, mean=mean, std=std)",
+        "ones_(w)": "ones(shape)",
+        "orthogonal_(w)": "orthogonal(shape, seed=seed)",
+        "orthogonal_(w, gain)": "orthogonal(shape, seed=seed, gain=gain)",
+        "sparse_(w, sparsity)": "sparse(shape, seed=seed, sparsity=sparsity)",
+        "sparse_(w, sparsity, std)": "sparse(shape, seed=seed, sparsity=sparsity, std=std)",
+        "trunc_normal_(w)": "trunc_normal(shape, seed=seed)",
+        "trunc_normal_(w, mean, std, a, b)": "trunc_normal(shape, seed=seed, mean=mean, std=std, a=a, b=b)",
+        "uniform_(w)": "uniform(shape, seed=seed)",
+        "uniform_(w, a, b)": "uniform(shape, seed=seed, low=a, high=b)",
+        "xavier_normal_(w)": "xavier_normal(shape, seed=seed)",
+        "xavier_normal_(w, gain)": "xavier_normal(shape, seed=seed, gain=gain)",
+        "xavier_uniform_(w)": "xavier_uniform(shape, seed=seed)",
+        "xavier_uniform_(w, gain)": "xavier_uniform(shape, seed=seed, gain=gain)",
+        "zeros_(w)": "zeros(shape)",
+    }
+)
+
+JAX_INITIALIZERS: Calls = MappingProxyType(
+    {
+        "constant(value)(key, shape)": "constant(shape, value=value)",
+        "delta_orthogonal()(key, shape)": "delta_orthogonal(shape, seed=seed)",
+        "delta_orthogonal(scale)(key, shape)": "delta_orthogonal(shape, seed=seed, gain=scale)",
+        "glorot_normal()(key, shape)": "xavier_truncated_normal(shape, seed=seed)",
+        "glorot_uniform()(key, shape)": "xavier_uniform(shape, seed=seed)",
+        "he_normal()(key, shape)": "he_truncated_normal(shape, seed=seed)",
+        "he_uniform()(key, shape)": "he_uniform(shape, seed=seed)",
+        "kaiming_normal()(key, shape)": "he_truncated_normal(shape, seed=seed)",
+        "kaiming_uniform()(key, shape)": "he_uniform(shape, seed=seed)",
+        "lecun_normal()(key, shape)": "lecun_truncated_normal(shape, seed=seed)",
+        "lecun_uniform()(key, shape)": "lecun_uniform(shape, seed=seed)",
+        "normal()(key, shape)": "normal(shape, seed=seed, std=0.01)",
+        "normal(stddev)(key, shape)": "normal(shape, seed=seed, std=stddev)",
+        "ones(key, shape)": "ones(shape)",
+        "orthogonal()(key, shape)": "orthogonal(shape, seed=seed)",
+        "orthogonal(scale)(key, shape)": "orthogonal(shape, seed=seed, gain=scale)",
+        "truncated_normal()(key, shape)": "trunc_normal(shape, seed=seed, std=0.01, a=-0.02, b=0.02)",
+        "truncated_normal(stddev, lower=lower, upper=upper)(key, shape)": (
+            "trunc_normal(shape, seed=seed, std=stddev, a=lower * stddev, b=upper * stddev)"
+        ),
+        "uniform()(key, shape)": "uniform(shape, seed=seed, high=0.01)",
+        "uniform(scale)(key, shape)": "uniform(shape, seed=seed, high=scale)",
+        "variance_scaling(scale, mode, distribution)(key, shape)": (
+            "variance_scaling(shape, seed=seed, scale=scale, mode=mode, distribution=distribution)"
+        ),
+        "xavier_normal()(key, shape)": "xavier_truncated_normal(shape, seed=seed)",
+        "xavier_uniform()(key, shape)": "xavier_uniform(shape, seed=seed)",
+        "zeros(key, shape)": "zeros(shape)",
+    }
+)
+
+_KERAS_CLASSES: Calls = MappingProxyType(
+    {
+        "Constant()(shape)": "constant(shape, value=0.0)",
+        "Constant(value)(shape)": "constant(shape, value=value)",
+        "GlorotNormal()(shape)": "xavier_truncated_normal(shape, seed=seed)",
+        "GlorotUniform()(shape)": "xavier_uniform(shape, seed=seed)",
+        "HeNormal()(shape)": "he_truncated_normal(shape, seed=seed)",
+        "HeUniform()(shape)": "he_uniform(shape, seed=seed)",
+        "Identity()(shape)": "eye(shape)",
+        "Identity(gain)(shape)": "eye(shape, gain=gain)",
+        "LecunNormal()(shape)": "lecun_truncated_normal(shape, seed=seed)",
+        "LecunUniform()(shape)": "lecun_uniform(shape, seed=seed)",
+        "Ones()(shape)": "ones(shape)",
+        "Orthogonal()(shape)": "orthogonal(shape, seed=seed)",
+        "Orthogonal(gain)(shape)": "orthogonal(shape, seed=seed, gain=gain)",
+        "RandomNormal()(shape)": "normal(shape, seed=seed, std=0.05)",
+        "RandomNormal(mean, stddev)(shape)": "normal(shape, seed=seed, mean=mean, std=stddev)",
+        "RandomUniform()(shape)": "uniform(shape, seed=seed, low=-0.05, high=0.05)",
+        "RandomUniform(minval, maxval)(shape)": "uniform(shape, seed=seed, low=minval, high=maxval)",
+        "TruncatedNormal()(shape)": "trunc_normal(shape, seed=seed, std=0.05, a=-0.1, b=0.1)",
+        "TruncatedNormal(mean, stddev)(shape)": (
+            "trunc_normal(shape, seed=seed, mean=mean, std=stddev, a=mean - 2 * stddev, b=mean + 2 * stddev)"
+        ),
+        "VarianceScaling()(shape)": "variance_scaling(shape, seed=seed)",
+        "VarianceScaling(scale, mode)(shape)": "variance_scaling(shape, seed=seed, scale=scale, mode=mode)",
+        "VarianceScaling(scale, mode, distribution='untruncated_normal')(shape)": (
+            "variance_scaling(shape, seed=seed, scale=scale, mode=mode, distribution='normal')"
+        ),
+        "VarianceScaling(scale, mode, distribution='uniform')(shape)": (
+            "variance_scaling(shape, seed=seed, scale=scale, mode=mode, distribution='uniform')"
+        ),
+        "Zeros()(shape)": "zeros(shape)",
+    }
+)
+
+_KERAS_ALIASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "Constant": ("constant",),
+        "GlorotNormal": ("glorot_normal",),
+        "GlorotUniform": ("glorot_uniform",),
+        "HeNormal": ("he_normal",),
+        "HeUniform": ("he_uniform",),
+        "Identity": ("identity", "IdentityInitializer"),
+        "LecunNormal": ("lecun_normal",),
+        "LecunUniform": ("lecun_uniform",),
+        "Ones": ("ones",),
+        "Orthogonal": ("orthogonal", "OrthogonalInitializer"),
+        "RandomNormal": ("random_normal",),
+        "RandomUniform": ("random_uniform",),
+        "TruncatedNormal": ("truncated_normal",),
+        "VarianceScaling": ("variance_scaling",),
+        "Zeros": ("zeros",),
+    }
+)
+
+KERAS_INITIALIZERS: Calls = MappingProxyType(
+    {
+        name + theirs.removeprefix(function_of(theirs)): ours
+        for theirs, ours in _KERAS_CLASSES.items()
+        for name in (function_of(theirs), *_KERAS_ALIASES[function_of(theirs)])
+    }
+)
+"""Keras has each class under a second name, and some under a third."""
+
+ACTIVATIONS: Mapping[str, Calls] = MappingProxyType(
     {
         "torch.nn.functional": TORCH,
         "jax.nn": JAX,
@@ -241,6 +386,18 @@ LIBRARIES: Mapping[str, Calls] = MappingProxyType(
         "liger_kernel.transformers.functional": LIGER,
     }
 )
+"""Their activation functions and ours, by library."""
+
+INITIALIZERS: Mapping[str, Calls] = MappingProxyType(
+    {
+        "torch.nn.init": TORCH_INITIALIZERS,
+        "jax.nn.initializers": JAX_INITIALIZERS,
+        "keras.initializers": KERAS_INITIALIZERS,
+    }
+)
+"""Their initializers and ours, by library."""
+
+LIBRARIES: Mapping[str, Calls] = MappingProxyType({**ACTIVATIONS, **INITIALIZERS})
 """Their calls and ours, by library."""
 
 _RANKS = "Keras (3.15.1) sums the ranks of the support where the algorithm counts them: its rows do not sum to 1"
