@@ -470,9 +470,9 @@ def test_weights_beyond_float16_are_refused(backend, dtype):
         functions.uniform(3, seed=0, dtype=dtype, high=70000.0)
     with pytest.raises(ValueError, match="float16 ends at 65504"):
         functions.normal(3, seed=0, dtype=dtype, std=10000.0)
-    with pytest.raises(ValueError, match="variance_scaling: .* overflows float16"):
+    with pytest.raises(ValueError, match=r"variance_scaling: .* overflows float16"):
         functions.variance_scaling((3, 3), seed=0, dtype=dtype, scale=1e12)
-    with pytest.raises(ValueError, match="sparse: .* float16 ends at 65504"):
+    with pytest.raises(ValueError, match=r"sparse: .* float16 ends at 65504"):
         functions.sparse((3, 3), seed=0, dtype=dtype, sparsity=0.5, std=10000.0)
     with pytest.raises(ValueError, match=r"delta_orthogonal: gain=70000\.0 overflows float16"):
         functions.delta_orthogonal((3, 3, 3), seed=0, dtype=dtype, gain=70000.0)
