@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
+
+import turns
+
 
 def pytest_configure(config):
     # In a plain run benchmarks only show that they run; `pytest --benchmark-only` times them.
     if not config.getoption("benchmark_only"):
         config.option.benchmark_disable = True
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    # Around all of it: what a test times is often run by a fixture of its module.
+    folder = turns.folder_of_run(item.config)
+    if folder is None:
+        return (yield)
+    with turns.turn(folder, alone=item.get_closest_marker("alone") is not None):
+        return (yield)

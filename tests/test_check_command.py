@@ -66,7 +66,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slower(project, tmp_path_factory):
-    """The check of the slow commit, with all its outputs."""
+    """The check of the slow commit, with all its outputs; whoever asks for it first measures, so all are `alone`."""
     files = tmp_path_factory.mktemp("outputs")
     before = tiny.state_of(project)
     process = tiny.start(
@@ -84,6 +84,7 @@ def slower(project, tmp_path_factory):
 # --- a slowdown -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_slowdown_is_found_and_only_it(slower):
     code, _, err, files, _, _ = slower
     assert code == 1, err
@@ -98,6 +99,7 @@ def test_slowdown_is_found_and_only_it(slower):
     assert 1.6 < count["low"] <= count["ratio"] <= count["high"] < 2.5
 
 
+@pytest.mark.alone
 def test_results_go_to_stdout_and_progress_to_stderr(slower):
     _, out, err, _, _, _ = slower
     assert "bench.time_count" in out
@@ -107,6 +109,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(slower):
     assert "Traceback" not in err
 
 
+@pytest.mark.alone
 def test_files_that_options_name(slower):
     _, _, _, files, texts, _ = slower
     record = json.loads((files / "out.json").read_text())
@@ -120,6 +123,7 @@ def test_files_that_options_name(slower):
     assert any("bench.time_count" in text for text in texts.values())
 
 
+@pytest.mark.alone
 def test_repository_stays_as_it_was(slower, scratch):
     assert slower[-1]
     assert not list(scratch.iterdir())

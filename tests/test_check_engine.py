@@ -520,6 +520,7 @@ def test_too_small_budget_is_undecided_never_same(plain):
     assert report.exit_code == NOT_MEASURED
 
 
+@pytest.mark.alone
 def test_budget_that_ends_in_the_screening(plain):
     with tiny.quick(screening=500, looks=(500,)):
         report, _ = tiny.run(plain, budget=1.5)

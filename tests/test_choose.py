@@ -65,6 +65,7 @@ def test_only_the_sizes_that_were_asked_for_are_planned():
     assert {w.size for w in choose.plan(["dirac", "delta_orthogonal"], ["cache"], "float32")} == {"256x256x3x3"}
 
 
+@pytest.mark.alone
 def test_the_faster_one_is_named(monkeypatch, capsys):
     Fake(monkeypatch, numpy=0.012, numba=0.006)
     choice = choose.choose(cells(1), ALL, budget=20.0)
@@ -77,6 +78,7 @@ def test_the_faster_one_is_named(monkeypatch, capsys):
     assert "not measured" not in out
 
 
+@pytest.mark.alone
 def test_the_budget_is_kept_and_the_rest_is_named(monkeypatch, capsys):
     Fake(monkeypatch, numpy=0.05, numba=0.05)
     began = time.perf_counter()
@@ -165,6 +167,7 @@ def test_the_table_fits_eighty_columns(monkeypatch, capsys):
     assert "batch_norm_inference" in out
 
 
+@pytest.mark.alone
 def test_the_record_is_json_without_nan_or_infinity(monkeypatch):
     Fake(monkeypatch, numpy=0.03, numba=0.006)
     choice = choose.choose(cells(1), ALL, budget=20.0)

@@ -429,6 +429,7 @@ def test_among_equals_a_winner_is_rarely_named():
     assert named / 2000 <= 0.01
 
 
+@pytest.mark.alone
 def test_with_the_real_clock_a_sleep_of_twice_the_length_is_twice_as_slow():
     found = measure({"one": lambda: time.sleep(0.006), "two": lambda: time.sleep(0.012)}, budget=2.0)
     verdict = judge(found)

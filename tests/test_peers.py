@@ -497,6 +497,7 @@ def test_interruption_keeps_what_was_finished(tmp_path, monkeypatch):
     assert len(json.loads(file.read_text())["entries"]) == 1
 
 
+@pytest.mark.alone
 def test_the_call_that_is_timed_for_its_overhead_alone():
     need("numba")
     assert 0 < timing.call_seconds() < 1e-3

@@ -170,6 +170,7 @@ def test_a_cuda_row_is_skipped_with_the_reason_where_there_is_no_cuda(tmp_path):
     assert re.search(r"n/a: .*CUDA", done.stdout)
 
 
+@pytest.mark.alone
 def test_a_kernel_of_microseconds_is_timed_in_bursts(tmp_path):
     done = _run("activations.Relu.time_forward", 0, tmp_path)
     assert done.returncode == 0, done.stderr
