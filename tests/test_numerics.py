@@ -1,6 +1,5 @@
 """The elementary functions, the loops that run them, and the cache of what was compiled."""
 
-import copy
 import importlib
 import os
 import platform
@@ -26,6 +25,7 @@ from gradmark.numerics.elementary import elementary  # noqa: E402
 from gradmark.numerics.evaluate import evaluated  # noqa: E402
 from gradmark.reference import error_in_ulp  # noqa: E402
 from gradmark.stabilizers.loops_numba import Loop  # noqa: E402
+from machine_code import text_of  # noqa: E402
 
 ROWS = [pytest.param(row, id=row.name) for row in catalog.ACTIVATIONS]
 
@@ -107,21 +107,14 @@ def loops_of(function):
             yield from loops_of(found)
 
 
-def assembly_of(loop, dtype, monkeypatch):
-    """The assembly of a kernel's serial loops, out of place and in place, compiled anew: a cache holds none."""
-    with monkeypatch.context() as patch:
-        patch.setattr(compile_cache._KernelCache, "load_overload", lambda *arguments: None)
-        patch.setattr(compile_cache._KernelCache, "save_overload", lambda *arguments: None)
-        fresh = copy.copy(loop)
-        fresh._compiled, fresh._serial, fresh._parallel = {}, {}, {}
-        if isinstance(loop, fused.Pointwise):
-            variants = [fresh.compile(dtype), fresh.compile(dtype, aliased=loop.arrays - 1)]
-        else:
-            layouts = ("single", "rows", "columns") if loop.sums else ("rows", "columns")
-            variants = [fresh.compile(dtype, layout) for layout in layouts]
-        for compiled in variants:
-            (assembly,) = compiled.inspect_asm().values()
-            yield assembly
+def assembly_of(loop, dtype):
+    """The assembly of a kernel's serial loops, out of place and in place."""
+    if isinstance(loop, fused.Pointwise):
+        variants = [loop.compile(dtype), loop.compile(dtype, aliased=loop.arrays - 1)]
+    else:
+        layouts = ("single", "rows", "columns") if loop.sums else ("rows", "columns")
+        variants = [loop.compile(dtype, layout) for layout in layouts]
+    return [text_of(compiled) for compiled in variants]
 
 
 # Symbols of the C library; a kernel's own name has "kernel." before and "-" after it.
@@ -131,7 +124,7 @@ LIBM = r"(?<![\w.])(?:exp|expm1|tanh|erf|erfc|log|log1p|pow|fma|sqrt)f?(?![\w-])
 @pytest.mark.skipif("x86" not in platform.machine(), reason="reads x86 assembly")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("row", [row for row in ROWS if row.id != "identity"])
-def test_hot_loops_are_vectorized_and_call_nothing(row, dtype, monkeypatch):
+def test_hot_loops_are_vectorized_and_call_nothing(row, dtype):
     """Packed arithmetic in every kernel, and no call to scalar libm: both are lost silently, at 20 times the time."""
     implementation = importlib.import_module("gradmark.activations.numba")
     suffix = "ps" if dtype == "float32" else "pd"
@@ -139,7 +132,7 @@ def test_hot_loops_are_vectorized_and_call_nothing(row, dtype, monkeypatch):
         loops = list(loops_of(getattr(implementation, name)))
         assert loops
         for loop in loops:
-            for assembly in assembly_of(loop, dtype, monkeypatch):
+            for assembly in assembly_of(loop, dtype):
                 packed = re.findall(rf"\bv\w+{suffix}\s+.*%[yz]mm", assembly)
                 assert packed, f"{loop.name}: no packed {dtype} arithmetic"
                 libm = re.findall(LIBM, assembly)
@@ -149,15 +142,12 @@ def test_hot_loops_are_vectorized_and_call_nothing(row, dtype, monkeypatch):
 @pytest.mark.skipif("x86" not in platform.machine(), reason="reads x86 assembly")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("part", ["batch_norm", "clipping"])
-def test_hot_loops_of_stabilizers_are_vectorized(part, dtype, monkeypatch):
+def test_hot_loops_of_stabilizers_are_vectorized(part, dtype):
     module = importlib.import_module(f"gradmark.stabilizers.{part}_numba")
     loops = {found.name: found for value in vars(module).values() for found in loops_in(value)}
     assert len(loops) >= 6
-    monkeypatch.setattr(compile_cache._KernelCache, "load_overload", lambda *arguments: None)
-    monkeypatch.setattr(compile_cache._KernelCache, "save_overload", lambda *arguments: None)
     for name, loop in loops.items():
-        fresh = Loop(loop._body, loop._arguments)
-        (assembly,) = fresh.serial(np.dtype(dtype)).inspect_asm().values()
+        assembly = text_of(loop.serial(np.dtype(dtype)))
         # Sums, products and comparisons: a sum of float32 runs in float64.
         assert re.findall(r"\bv(?:add|sub|mul|cmp|fmadd)\w*p[sd]\s+.*%[yz]mm", assembly), f"{name}: nothing packed"
         assert re.findall(LIBM, assembly) == [], name
@@ -168,15 +158,23 @@ def loops_in(value):
     return [loop for loop in (value if isinstance(value, tuple) else (value,)) if isinstance(loop, Loop)]
 
 
-def test_the_search_for_libm_can_find_it():
-    @numba.njit
+def test_the_search_for_libm_can_find_it(tmp_path, monkeypatch):
+    """Also in a kernel that the cache had: its assembly is that of the process which compiled it."""
+    monkeypatch.setenv("GRADMARK_CACHE_DIR", str(tmp_path))
+
     def over(x, out):
         for i in range(x.size):
             out[i] = np.tanh(x[i])
 
-    over(np.ones(3), np.ones(3))
-    (assembly,) = over.inspect_asm().values()
-    assert re.findall(LIBM, assembly)
+    array = numba.float32[::1]
+    fresh, loaded = (compile_cache.jit(over, numba.void(array, array), name="of-this-test") for _ in range(2))
+    assert [sum(one.stats.cache_hits.values()) for one in (fresh, loaded)] == [0, 1]
+    assert re.findall(LIBM, text_of(fresh))
+    assert instructions(text_of(loaded)) == instructions(text_of(fresh))
+
+
+def instructions(assembly):
+    return re.findall(r"^\t[a-z].*", assembly, re.MULTILINE)
 
 
 @pytest.mark.parametrize("row", ROWS)
