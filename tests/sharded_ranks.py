@@ -6,6 +6,9 @@ messages of errors. Every rank compares its own part with what PyTorch's rule cu
 
 from __future__ import annotations
 
+import datetime
+import functools
+import os
 import sys
 import time
 import warnings
@@ -21,7 +24,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from gradmark import catalog
-from gradmark.nn import init
+from gradmark.nn import _orthogonal, init
 
 SEED = 20260103
 STRIDED = "strided"
@@ -58,6 +61,13 @@ TWO_DIMENSIONS = [
     ("eye", MATRIX, "float32", (Shard(0), Shard(1))),
     ("eye", (16, 12), "float32", (STRIDED, Shard(0))),
 ]
+ORTHOGONAL = [(37, 22), (22, 37), (300, 300), FEW_ROWS, CONVOLUTION, (2, 40)]
+BY_DIMENSIONS = {
+    1: [(Shard(0),), (Shard(1),)],
+    2: [(Shard(0), Shard(1)), (Shard(1), Shard(0)), (Shard(0), Shard(0)), (Shard(1), Replicate())],
+}
+"""Of meshes with one and two dimensions, the placements of orthogonal weights."""
+
 MESHES = {1: [(1,), (1, 1)], 2: [(2,)], 4: [(4,), (2, 2)], 8: [(8,), (2, 4)]}
 
 
@@ -175,13 +185,56 @@ def model_weights(shard):
     return results
 
 
+def orthogonal_errors(world):
+    """How far entries of sharded orthogonal weights are from those of one process, in eps, for each case."""
+    errors = {}
+    for shape in MESHES[world]:
+        mesh = init_device_mesh("cpu", shape)
+        for size in ORTHOGONAL:
+            for dtype in (torch.float32, torch.float64, torch.bfloat16):
+                one_process = init.orthogonal_(torch.empty(size, dtype=dtype), 2.0, seed=SEED)
+                for placements in BY_DIMENSIONS[len(shape)]:
+                    tensor = distribute_tensor(torch.full_like(one_process, torch.nan), mesh, placements)
+                    init.orthogonal_(tensor, 2.0, seed=SEED)
+                    own = distribute_tensor(one_process, mesh, placements, src_data_rank=None).to_local()
+                    # Of no elements, the norm is 0.
+                    difference = torch.cat([(tensor.to_local().double() - own.double()).flatten(), torch.zeros(1)])
+                    error = difference.abs().max() / torch.finfo(dtype).eps
+                    dist.all_reduce(error, op=dist.ReduceOp.MAX)
+                    errors[size, str(dtype), shape, str(placements)] = error.item()
+    return errors
+
+
+def one_fails(folder, how, number):
+    """A rank of three, of which the last dies, or never answers, while the others make an orthogonal weight."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{how}", world_size=3, rank=number)
+    mesh = init_device_mesh("cpu", (3,))
+    tensor = distribute_tensor(torch.zeros(30, 20), mesh, [Shard(0)], src_data_rank=None)
+    dist.barrier()
+    if number == 2:
+        if how == "hangs":
+            time.sleep(60)
+        os._exit(0)
+    _orthogonal.TIMEOUT = datetime.timedelta(seconds=2)
+    try:
+        init.orthogonal_(tensor, seed=SEED)
+    except RuntimeError as error:
+        (Path(folder) / f"{how}-{number}.txt").write_text(str(error))
+    # A process group that has failed can only be left.
+    os._exit(0)
+
+
 def refused(world):
     """Of each bad call, the type and the message of its error on the last rank."""
     mesh, first_rank = init_device_mesh("cpu", (world,)), DeviceMesh("cpu", [0])
     nan = torch.full((6, 4), torch.nan)
     calls = {
         "partial": (DTensor.from_local(nan.clone(), mesh, [Partial()]), init.normal_),
-        "orthogonal": (distribute_tensor(nan, mesh, [Shard(0)], src_data_rank=None), init.orthogonal_),
+        "whole matrices": (
+            distribute_tensor(nan, mesh, [Shard(0)], src_data_rank=None),
+            functools.partial(init.orthogonal_, method="qr"),
+        ),
+        "gaps": (distribute_tensor(nan.view(2, 2, 6), mesh, [Shard(2)], src_data_rank=None), init.orthogonal_),
         "not by the rule": (
             DTensor.from_local(nan.clone(), mesh, [Shard(0)], run_check=False, shape=(100, 4), stride=(4, 1)),
             init.normal_,
@@ -208,7 +261,11 @@ def rank(folder, world, number):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", world_size=world, rank=number)
     random_names = [row.name for row in catalog.INITIALIZERS if row.distribution in ("uniform", "normal", "truncated")]
     weights = [sharded(*case) for case in cases(world, random_names)]
-    results = {"weights": weights, "models": {name: model_weights(shard) for name, shard in models(world)}}
+    results = {
+        "weights": weights,
+        "orthogonal": orthogonal_errors(world),
+        "models": {name: model_weights(shard) for name, shard in models(world)},
+    }
     messages = [None] * world
     dist.all_gather_object(messages, refused(world))
     if number == 0:
@@ -234,5 +291,20 @@ def main(folder):
             sys.exit(f"a rank of {world} has failed")
 
 
+def failures(folder):
+    """What the ranks say of one that fails: FOLDER/dies-0.txt and so on."""
+    context = torch.multiprocessing.get_context("fork")
+    for how in ("dies", "hangs"):
+        ranks = [context.Process(target=one_fails, args=(folder, how, number)) for number in range(3)]
+        for process in ranks:
+            process.start()
+        for process in ranks[:2]:
+            process.join(30)
+        for process in ranks:
+            process.kill()
+            process.join()
+
+
 if __name__ == "__main__":
     main(sys.argv[1])
+    failures(sys.argv[1])

@@ -70,6 +70,11 @@ def eye(local: Any, part: Part, seed: None, *, gain: float) -> None:
                 local[top : top + len(both), left : left + len(both)].diagonal().fill_(gain)
 
 
+def fill_normal(out: Any, first: Any, seed: int, mean: float, std: float) -> None:
+    """As in `numerics.philox_torch`, compiled where that can be."""
+    _draw("fill_normal", seed, (mean, std), out, first)
+
+
 FILLS: dict[str, Callable[..., None]] = {
     "uniform": uniform,
     "normal": normal,

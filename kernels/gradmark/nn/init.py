@@ -5,7 +5,8 @@ Every initializer of the catalog is here as `NAME_(tensor, ..., *, seed, stream=
 `torch.nn.init` where it has the function; only `seed` is new. Weights are those of `gradmark.backend(...).NAME`: an
 element depends on the seed and on its index in the whole weight. So a DTensor is filled shard by shard, each on its
 own process, without communication and without the whole weight anywhere, and holds the same weights at any number of
-processes. Fans are those of the whole weight.
+processes. Only `orthogonal_` communicates, where rows are sharded: its weights are the same up to rounding. Fans are
+those of the whole weight.
 
 `initialize_` does so for a whole model, with a stream of random numbers for each parameter.
 """
@@ -13,7 +14,6 @@ processes. Fans are those of the whole weight.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +27,7 @@ from gradmark.backends import backend
 from gradmark.initializers.public import checked_arguments
 from gradmark.nn._docstrings import docstring
 from gradmark.nn._fill import FILLS
+from gradmark.nn._orthogonal import orthogonal
 from gradmark.nn._shards import Part, local_part
 from gradmark.numerics.philox import check_seed, stream_seed
 from gradmark.signatures import define
@@ -175,26 +176,8 @@ def _function(row: catalog.Initializer) -> Callable[..., Any]:
 
 
 def _kaiming(name: str, tensor: Any, a: Any, mode: Any, nonlinearity: Any, seed: Any, stream: Any) -> Any:
-    if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"mode must be 'fan_in' or 'fan_out', got {mode!r}")
-    row = _ROWS[name]
-    return _initialize(
-        row if mode == "fan_in" else _scaled_by_fan_out(row),
-        tensor,
-        {"gain": torch.nn.init.calculate_gain(nonlinearity, a)},
-        seed,
-        stream,
-    )
-
-
-def _scaled_by_fan_out(row: catalog.Initializer) -> catalog.Initializer:
-    """A case that is scaled by fan_in, with the fans exchanged."""
-
-    def arguments(fan_in: int, fan_out: int, **parameters: float) -> Mapping[str, float]:
-        assert row.arguments is not None
-        return row.arguments(fan_out, fan_in, **parameters)
-
-    return dataclasses.replace(row, arguments=arguments)
+    gain = torch.nn.init.calculate_gain(nonlinearity, a)
+    return _initialize(_ROWS[name], tensor, {"gain": gain, "mode": mode}, seed, stream)
 
 
 def _initialize(row: catalog.Initializer, tensor: Any, parameters: Mapping[str, Any], seed: Any, stream: Any) -> Any:
@@ -202,16 +185,21 @@ def _initialize(row: catalog.Initializer, tensor: Any, parameters: Mapping[str, 
     _check_tensor(tensor)
     local, part = local_part(tensor)
     check_distinct_elements(tuple(local.shape), tuple(local.stride()), 1, "tensor")
-    own_seed = stream_seed(check_seed(seed), stream) if row.seeded else None
-    fill = FILLS.get(row.of or row.name)
-    if fill is None:
+    own_seed: Any = stream_seed(check_seed(seed), stream) if row.seeded else None
+    arguments = checked_arguments(row, part.shape, str(tensor.dtype).removeprefix("torch."), parameters)
+    if local.device.type == "meta" or 0 in part.shape:
+        return tensor
+    kind = row.case_of(parameters).name
+    if kind == "orthogonal":
+        # Where a process has no elements, others may need its sums.
+        with _writing(tensor, local):
+            orthogonal(tensor, local.detach(), part, own_seed, **arguments)
+    elif kind not in FILLS:
         named = {"seed": seed, "stream": stream} if row.seeded else {}
         _fill_whole(row, tensor, local, part, {**named, **parameters})
-        return tensor
-    arguments = checked_arguments(row, part.shape, str(tensor.dtype).removeprefix("torch."), parameters)
-    if local.numel() and local.device.type != "meta":
+    elif local.numel():
         with _writing(tensor, local):
-            fill(local.detach(), part, own_seed, **arguments)
+            FILLS[kind](local.detach(), part, own_seed, **arguments)
     return tensor
 
 
@@ -222,12 +210,10 @@ def _fill_whole(row: catalog.Initializer, tensor: Any, local: Any, part: Part, k
             f"{row.name}_ makes whole weights only, and this process holds {part.local_shape} of shape {part.shape}"
             f" (placements {tensor.placements}); initialize before sharding, or take another initializer"
         )
-    if local.device.type != "meta":
-        weights = getattr(backend("torch", device=str(local.device)), row.name)(
-            part.shape, dtype=local.dtype, **keywords
-        )
-        with _writing(tensor, local):
-            local.detach().copy_(weights)
+    made = getattr(backend("torch", device=str(local.device)), row.name)
+    weights = made(part.shape, dtype=local.dtype, **keywords)
+    with _writing(tensor, local):
+        local.detach().copy_(weights)
 
 
 def _check_tensor(tensor: Any) -> None:
