@@ -40,7 +40,7 @@ def trunc_normal(
 
 def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float, method: str) -> Any:
     """A Haar-distributed matrix (or its transpose) with orthonormal columns, times gain."""
-    return haar.orthogonal(shape, dtype, method, gain, seed, philox_numba.fill_normal)
+    return haar.orthogonal(shape, dtype, method, gain, seed, philox_numba.fill_normal_serially)
 
 
 def delta_orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:

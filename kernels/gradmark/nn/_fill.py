@@ -71,8 +71,8 @@ def eye(local: Any, part: Part, seed: None, *, gain: float) -> None:
 
 
 def fill_normal(out: Any, first: Any, seed: int, mean: float, std: float) -> None:
-    """As in `numerics.philox_torch`, compiled where that can be."""
-    _draw("fill_normal", seed, (mean, std), out, first)
+    """As in `numerics.philox_torch`, compiled where that can be; on one thread, as BLAS uses the others."""
+    _draw("fill_normal_serially", seed, (mean, std), out, first)
 
 
 FILLS: dict[str, Callable[..., None]] = {

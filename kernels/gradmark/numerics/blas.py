@@ -3,6 +3,9 @@
 numpy.matmul cannot add to its result and scipy.linalg.blas copies what is not contiguous: a factorization that
 updates a corner of a matrix would move as many bytes as it computes. So SciPy's BLAS is called by its pointers, with
 the strides of the views. The arguments are those that gradmark's own kernels make; nothing is checked.
+
+Loops of products use this BLAS alone: NumPy's is another library with threads of its own, and the threads of either
+wait for work busily, on the cores that those of the other need.
 """
 
 from __future__ import annotations

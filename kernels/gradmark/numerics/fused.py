@@ -18,9 +18,10 @@ Three loops serve one kernel, with the same bits:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numba
@@ -305,6 +306,17 @@ def run(loops: tuple[Kernel, Kernel], size: int, arguments: tuple[Any, ...]) -> 
         parallel(*arguments)
     finally:
         _threads.release()
+
+
+@contextlib.contextmanager
+def serially() -> Iterator[None]:
+    """A context in which loops run on one thread: between products of BLAS, whose threads wait busily on the others."""
+    taken = _acquire()
+    try:
+        yield
+    finally:
+        if taken:
+            _threads.release()
 
 
 def _acquire() -> bool:
