@@ -154,14 +154,16 @@ def test_the_seed_decides(row_name, backend):
 @pytest.mark.parametrize("row_name", SEEDED)
 @pytest.mark.parametrize("backend", gradmark.BACKENDS)
 def test_a_stream_is_that_of_its_own_seed(row_name, backend):
-    function = getattr(gradmark.backend(backend), row_name)
-    named, again, other = (function((16, 9), seed=2, stream=name) for name in ("a.weight", "a.weight", "b.weight"))
+    named, again, other = (make(backend, row_name, (16, 9), seed=2, stream=s) for s in ("a.weight", "a.weight", "b"))
     assert values(named).tobytes() == values(again).tobytes()
-    assert (values(named) != values(other)).mean() > 0.99
-    own = function((16, 9), seed=stream_seed(2, "a.weight"))
+    # Some initializers set most weights to zero, wherever that is.
+    random = (values(named) != 0) & (values(other) != 0)
+    assert random.any()
+    assert (values(named) != values(other))[random].mean() > 0.99
+    own = make(backend, row_name, (16, 9), seed=stream_seed(2, "a.weight"))
     assert values(own).tobytes() == values(named).tobytes()
-    unnamed = function((16, 9), seed=2, stream=None)
-    assert values(unnamed).tobytes() == values(function((16, 9), seed=2)).tobytes()
+    unnamed = make(backend, row_name, (16, 9), seed=2, stream=None)
+    assert values(unnamed).tobytes() == values(make(backend, row_name, (16, 9), seed=2)).tobytes()
 
 
 @pytest.mark.parametrize("row_name", [name for name in SEEDED if ROWS[name].of is None])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradmark.numerics import haar, philox_numba
+from gradmark.numerics import fused, haar, philox_numba
 from gradmark.numerics.philox import stream_seed
 
 
@@ -40,7 +40,7 @@ def trunc_normal(
 
 def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float, method: str) -> Any:
     """A Haar-distributed matrix (or its transpose) with orthonormal columns, times gain."""
-    return haar.orthogonal(shape, dtype, method, gain, seed, philox_numba.fill_normal_serially)
+    return haar.orthogonal(shape, dtype, method, gain, seed, _fill_normal_serially)
 
 
 def delta_orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
@@ -82,3 +82,9 @@ def dirac(shape: tuple[int, ...], dtype: Any, device: str, groups: int) -> Any:
     for group in range(groups):
         weights[(group * outputs + inputs, inputs, *centre)] = 1.0
     return weights
+
+
+def _fill_normal_serially(out: Any, first: int, seed: int, mean: float, std: float) -> None:
+    """On one thread: the normals of a matrix of which BLAS, whose threads wait busily, makes products in between."""
+    with fused.serially():
+        philox_numba.fill_normal(out, first, seed, mean, std)

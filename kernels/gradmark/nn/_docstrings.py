@@ -17,6 +17,9 @@ tensor : torch.Tensor
     written. {}
 """
 _PARTS = "Of a DTensor, sharded or not, the part on this process is filled."
+_RECTANGLES = """\
+Of a DTensor, the part on this process is filled, which is sharded along dimension 0, 1
+    or both; where rows are sharded, all processes of the mesh have to call this. Shards take `householder`."""
 _WHOLE = "A DTensor has to be whole on this process: replicated."
 _FIXED_SEED = """\
 seed, stream : optional
@@ -39,9 +42,11 @@ def docstring(row: Initializer, names: Mapping[str, str]) -> str:
     entries = _entries(sections.partition("\n\nReturns\n")[0])
     parameters = _renamed("".join(f"{name} : {entries[of_row]}\n" for of_row, name in names.items()), names)
     seed = f"seed : {entries['seed']}\nstream : {entries['stream']}\n" if row.seeded else _FIXED_SEED
-    dimensions = re.search(r"of (?:at least|exactly) \d dimensions", entries["shape"])
+    dimensions = re.search(r"of (?:at least|exactly|\d to) \d dimensions", entries["shape"])
     shape = f": (out, in, *kernel) {dimensions[0]}" if dimensions else ""
-    tensor = _TENSOR.format(shape, _PARTS if (row.of or row.name) in FILLS else _WHOLE)
+    computed_by = row.case_of({p.name: p.usual for p in row.parameters}).name
+    held = _RECTANGLES if computed_by == "orthogonal" else _PARTS if computed_by in FILLS else _WHOLE
+    tensor = _TENSOR.format(shape, held)
     return f"""Fill with {_renamed(summary.removeprefix("Weights: ").removesuffix("."), names)}, in place.
 
 Parameters

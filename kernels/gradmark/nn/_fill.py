@@ -72,7 +72,13 @@ def eye(local: Any, part: Part, seed: None, *, gain: float) -> None:
 
 def fill_normal(out: Any, first: Any, seed: int, mean: float, std: float) -> None:
     """As in `numerics.philox_torch`, compiled where that can be; on one thread, as BLAS uses the others."""
-    _draw("fill_normal_serially", seed, (mean, std), out, first)
+    if not _numba_is_installed():
+        _draw("fill_normal", seed, (mean, std), out, first)
+        return
+    from gradmark.numerics import fused
+
+    with fused.serially():
+        _draw("fill_normal", seed, (mean, std), out, first)
 
 
 FILLS: dict[str, Callable[..., None]] = {

@@ -44,12 +44,6 @@ def fill_normal(out: Any, first: Any, seed: int, mean: float, std: float) -> Non
     _fill("normal", out, first, seed, (mean, std))
 
 
-def fill_normal_serially(out: Any, first: Any, seed: int, mean: float, std: float) -> None:
-    """`fill_normal` on one thread: for a matrix that products of BLAS make of it."""
-    with fused.serially():
-        fill_normal(out, first, seed, mean, std)
-
-
 def fill_truncated_normal(out: Any, first: Any, seed: int, mean: float, std: float, a: float, b: float) -> None:
     """Fill `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
     t = truncation(mean, std, a, b, out.dtype.name)

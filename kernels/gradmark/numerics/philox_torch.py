@@ -42,10 +42,6 @@ def fill_normal(out: Any, first: Any, seed: int, mean: float, std: float) -> Non
     _fill(out, first, seed, per_block, lambda words: normal(words).mul_(scale).add_(centre))
 
 
-fill_normal_serially = fill_normal
-"""As `philox_numba` has it; PyTorch's own threads are those of its products."""
-
-
 def fill_truncated_normal(out: Any, first: Any, seed: int, mean: float, std: float, a: float, b: float) -> None:
     """Fill `out` with the elements first, first + 1, ... of N(mean, std²) within [a, b]."""
     t = truncation(mean, std, a, b, str(out.dtype).removeprefix("torch."))
