@@ -335,6 +335,10 @@ def _entry(subject: Subject, backend: str, stride: int, head: Mapping[str, Any])
     }
 
 
+_DRAWN = ("philox", "haar", "blas")
+"""Modules of `numerics` that make random weights: nothing that is swept stands on them."""
+
+
 def _code(operation: str, backend: str) -> str:
     """A fingerprint of what an entry is about: the row, the backend's activations, what they stand on, the judge.
 
@@ -347,7 +351,7 @@ def _code(operation: str, backend: str) -> str:
     return _evidence.fingerprint(
         catalog.operation(operation),
         package / "activations" / f"{backend}.py",
-        *(file for file in sorted((package / "numerics").glob("*.py")) if not file.name.startswith("philox")),
+        *(file for file in sorted((package / "numerics").glob("*.py")) if not file.name.startswith(_DRAWN)),
         package / "verification" / "sweep.py",
         package / "verification" / "wide.py",
     )
