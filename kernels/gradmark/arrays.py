@@ -126,6 +126,15 @@ def finite_number(value: Any, name: str, largest: float = sys.float_info.max) ->
     return number
 
 
+def positive_int(value: Any, name: str) -> int:
+    """`value` as an int; TypeError or ValueError unless it is an integer of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+    if int(value) < 1:
+        raise ValueError(f"{name} must be 1 or more, got {value!r}")
+    return int(value)
+
+
 class NumpyArrays:
     """NumPy arrays, for the backends numpy and numba."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
+from gradmark.initializers import _placed
 from gradmark.numerics import haar, philox_numpy
 from gradmark.numerics.philox import stream_seed
 
@@ -41,20 +41,13 @@ def orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain:
 
 def delta_orthogonal(shape: tuple[int, ...], seed: int, dtype: Any, device: str, gain: float) -> Any:
     """An orthogonal matrix at the centre of the kernel, 0 elsewhere."""
-    weights = np.zeros(shape, dtype)
-    centre: tuple[Any, ...] = tuple((length - 1) // 2 for length in shape[2:])
-    weights[(slice(None), slice(None), *centre)] = orthogonal(shape[:2], seed, dtype, device, gain, "auto")
-    return weights
+    return _placed.at_centre(shape, orthogonal(shape[:2], seed, dtype, device, gain, "auto"))
 
 
 def sparse(shape: tuple[int, ...], seed: int, dtype: Any, device: str, sparsity: float, std: float) -> Any:
     """N(0, std²), but 0 in each column where the keys are smallest."""
-    weights = normal(shape, seed, dtype, device, 0.0, std)
     keys = uniform(shape, stream_seed(seed, "sparse"), np.dtype(np.float64), device, 0.0, 1.0)
-    # Of equal keys, the first row's is the smaller.
-    order = np.argsort(keys, axis=0, kind="stable")
-    np.put_along_axis(weights, order[: math.ceil(sparsity * shape[0])], 0.0, axis=0)
-    return weights
+    return _placed.zero_smallest(normal(shape, seed, dtype, device, 0.0, std), keys, sparsity)
 
 
 def constant(shape: tuple[int, ...], dtype: Any, device: str, value: float) -> Any:
@@ -64,17 +57,9 @@ def constant(shape: tuple[int, ...], dtype: Any, device: str, value: float) -> A
 
 def eye(shape: tuple[int, ...], dtype: Any, device: str, gain: float) -> Any:
     """`gain` on the main diagonal, 0 elsewhere."""
-    weights = np.zeros(shape, dtype)
-    np.fill_diagonal(weights, gain)
-    return weights
+    return _placed.eye(shape, dtype, gain)
 
 
 def dirac(shape: tuple[int, ...], dtype: Any, device: str, groups: int) -> Any:
     """1 at the centre of the kernel from input d to output d of each group, 0 elsewhere."""
-    weights = np.zeros(shape, dtype)
-    outputs = shape[0] // groups
-    inputs = np.arange(min(outputs, shape[1]))
-    centre: tuple[Any, ...] = tuple(length // 2 for length in shape[2:])
-    for group in range(groups):
-        weights[(group * outputs + inputs, inputs, *centre)] = 1.0
-    return weights
+    return _placed.dirac(shape, dtype, groups)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from gradmark.arrays import ArrayLibrary, finite_number
+from gradmark.arrays import ArrayLibrary, finite_number, positive_int
 from gradmark.catalog import MOST_DIMENSIONS, Choice, Count, Initializer, Option
 from gradmark.numerics import haar
 from gradmark.numerics.philox import LARGEST_NORMAL, check_seed, interval, stream_seed, truncation
@@ -165,16 +165,8 @@ def _checked(row: Initializer, option: Option, value: Any) -> Any:
     if isinstance(option, Choice):
         return _checked_word(row, option, value)
     if isinstance(option, Count):
-        return _checked_count(row, option, value)
+        return positive_int(value, f"{row.name}: {option.name}")
     return finite_number(value, option.name)
-
-
-def _checked_count(row: Initializer, option: Count, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{row.name}: {option.name} must be an int, got {value!r} of type {type(value).__name__}")
-    if int(value) < 1:
-        raise ValueError(f"{row.name}: {option.name} must be 1 or more, got {value!r}")
-    return int(value)
 
 
 def _checked_word(row: Initializer, option: Choice, value: Any) -> str:

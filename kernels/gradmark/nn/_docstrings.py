@@ -47,6 +47,7 @@ def docstring(row: Initializer, names: Mapping[str, str]) -> str:
     computed_by = row.case_of({p.name: p.usual for p in row.parameters}).name
     held = _RECTANGLES if computed_by == "orthogonal" else _PARTS if computed_by in FILLS else _WHOLE
     tensor = _TENSOR.format(shape, held)
+    how_equal = "bit for bit" if held != _RECTANGLES else "bit for bit; of shards up to rounding"
     return f"""Fill with {_renamed(summary.removeprefix("Weights: ").removesuffix("."), names)}, in place.
 
 Parameters
@@ -55,7 +56,7 @@ Parameters
 Returns
 -------
 tensor : torch.Tensor
-    The same. Its elements are those of gradmark.backend("torch").{row.name} of the whole shape, bit for bit.
+    The same. Its elements are those of gradmark.backend("torch").{row.name} of the whole shape, {how_equal}.
 
 Raises
 ------

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-import numbers
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 
-from gradmark.arrays import finite_number
-from gradmark.backends import backend
-from gradmark.numerics.philox import check_seed, stream_seed
+from gradmark.arrays import finite_number, positive_int
+from gradmark.nn import init
+from gradmark.numerics.philox import check_seed
 
 
 class Scaling(NamedTuple):
@@ -100,7 +99,7 @@ def lsuv_(
         raise ValueError(f"tolerance must be positive, got {tolerance!r}")
     inputs = _inputs(batch)
     layers = _layers(module)
-    scaler = _Scaler(tolerance, _check_iterations(max_iterations))
+    scaler = _Scaler(tolerance, positive_int(max_iterations, "max_iterations"))
     with torch.no_grad(), _weights_restored_on_error(layers), _evaluation(module):
         _make_orthogonal(layers, seed)
         with scaler.hooked(layers):
@@ -243,10 +242,7 @@ def _evaluation(module: torch.nn.Module) -> Iterator[None]:
 
 def _make_orthogonal(layers: dict[str, Any], seed: int) -> None:
     for name, layer in _owners(layers).items():
-        weight = layer.weight
-        stream = f"{name}.weight" if name else "weight"
-        functions = backend("torch", device=str(weight.device))
-        weight.copy_(functions.orthogonal(tuple(weight.shape), seed=stream_seed(seed, stream), dtype=weight.dtype))
+        init.orthogonal_(layer.weight, seed=seed, stream=f"{name}.weight" if name else "weight")
 
 
 def _inputs(batch: Any) -> tuple[Any, ...]:
@@ -260,11 +256,3 @@ def _inputs(batch: Any) -> tuple[Any, ...]:
     if not shape or shape[0] < 2:
         raise ValueError(f"batch must hold 2 samples or more along its first axis, got shape {shape}")
     return inputs
-
-
-def _check_iterations(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"max_iterations must be an int, got {value!r} of type {type(value).__name__}")
-    if int(value) < 1:
-        raise ValueError(f"max_iterations must be 1 or more, got {value!r}")
-    return int(value)

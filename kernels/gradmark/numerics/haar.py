@@ -54,8 +54,8 @@ def refusal(method: str, m: int, n: int) -> str | None:
 def chosen(method: str, m: int, n: int) -> str:
     """The method that "auto" means at (m, n), m >= n; a function of the shape, so that a seed means one matrix.
 
-    Measured on two cores with AVX2, in Numba: `householder` takes 0.28 to 0.43 of the time of `qr` at 1024², 2048²
-    and 4096², and 0.46 to 0.52 of that of `cholesky_qr2` at 16384 x 1024 and 1024 x 16384. It makes parts as well.
+    There is no crossover: `householder` was the fastest at every shape of `python -m benchmarks.initializer_peers`, and
+    it alone makes parts of a matrix.
     """
     return "householder" if method == "auto" else method
 

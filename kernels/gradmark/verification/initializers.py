@@ -24,6 +24,8 @@ _SQUARE = (48, 48)
 # Of even and of odd length, so that the centre shows.
 _KERNEL = (6, 4, 3, 2)
 _MATRIX = (23, 11)
+_ORTHOGONAL: tuple[tuple[int, ...], ...] = ((64, 64), (96, 32), (32, 96), (8, 4, 3, 3))
+_DELTA: tuple[tuple[int, ...], ...] = ((64, 64, 1), (96, 32, 1), (96, 32, 3), (8, 4, 3, 2))
 _SEED = 0x9E3779B97F4A7C15
 
 _NORMAL_ULP = 4.0
@@ -212,9 +214,7 @@ def _check_orthogonal(row: Initializer, namespace: Backend, target: str, dtype: 
     worst, where = -1.0, ""
     eps = 2.0 ** -reference.MANTISSA_BITS[dtype]
     delta = row.name == "delta_orthogonal"
-    for shape in (
-        ((64, 64, 1), (96, 32, 1), (96, 32, 3), (8, 4, 3, 2)) if delta else ((64, 64), (96, 32), (32, 96), (8, 4, 3, 3))
-    ):
+    for shape in _DELTA if delta else _ORTHOGONAL:
         for gain in (1.0, 1.1):
             q = from_backend(getattr(namespace, row.name)(shape, seed=_SEED, dtype=dtype, gain=gain))
             # A kernel whose only matrix that is not 0 is orthogonal sums to it.
