@@ -77,6 +77,48 @@ Examples
 """
 
 
+def kaiming_docstring(name: str, row: Initializer) -> str:
+    """The docstring of `name`, the function of `row` by the parameters of torch.nn.init."""
+    return f"""Fill with {row.formula}, in place: `{row.name}_` by the parameters of torch.nn.init.
+
+Parameters
+----------
+tensor : torch.Tensor
+    (out, in, *kernel), of at least 2 dimensions; as for `{row.name}_`.
+a : float
+    The slope of leaky_relu for x < 0. Default: 0.
+mode : str
+    "fan_in" keeps the variance in the forward pass, "fan_out" that in the backward pass.
+nonlinearity : str
+    What torch.nn.init.calculate_gain knows. Default: "leaky_relu".
+seed : int
+    0 <= seed < 2**64.
+stream : str, optional
+    The name of a stream of random numbers of its own.
+
+Returns
+-------
+tensor : torch.Tensor
+    The same.
+
+Raises
+------
+TypeError, ValueError
+    As `{row.name}_`; a mode or a nonlinearity that there is not.
+
+Source
+------
+{row.source}
+
+Examples
+--------
+>>> import torch
+>>> from gradmark.nn import init
+>>> init.{name}(torch.empty(6, 4), mode="fan_out", nonlinearity="relu", seed=0).shape
+torch.Size([6, 4])
+"""
+
+
 def _entries(section: str) -> dict[str, str]:
     """Of each parameter in a section of a docstring, what stands behind its name and colon."""
     starts = list(re.finditer(r"^(\w+) : ", section, re.MULTILINE))

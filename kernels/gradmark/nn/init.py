@@ -25,7 +25,7 @@ from gradmark import catalog
 from gradmark.arrays import check_distinct_elements
 from gradmark.backends import backend
 from gradmark.initializers.public import checked_arguments
-from gradmark.nn._docstrings import docstring
+from gradmark.nn._docstrings import docstring, kaiming_docstring
 from gradmark.nn._fill import FILLS
 from gradmark.nn._orthogonal import orthogonal
 from gradmark.nn._shards import Part, local_part
@@ -41,104 +41,8 @@ _NAMES_OF_TORCH = {"uniform": {"low": "a", "high": "b"}, "constant": {"value": "
 """What torch.nn.init calls a parameter that the catalog calls otherwise."""
 
 
-def kaiming_uniform_(
-    tensor: Any,
-    a: float = 0.0,
-    mode: str = "fan_in",
-    nonlinearity: str = "leaky_relu",
-    *,
-    seed: int,
-    stream: str | None = None,
-) -> Any:
-    """Fill with U(-b, b), b = gain √(3 / fan), in place: `he_uniform_` by the parameters of torch.nn.init.
-
-    Parameters
-    ----------
-    tensor : torch.Tensor
-        (out, in, *kernel), of at least 2 dimensions; as for `he_uniform_`.
-    a : float
-        The slope of leaky_relu for x < 0. Default: 0.
-    mode : str
-        "fan_in" keeps the variance in the forward pass, "fan_out" that in the backward pass.
-    nonlinearity : str
-        What torch.nn.init.calculate_gain knows. Default: "leaky_relu".
-    seed : int
-        0 <= seed < 2**64.
-    stream : str, optional
-        The name of a stream of random numbers of its own.
-
-    Returns
-    -------
-    tensor : torch.Tensor
-        The same.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `he_uniform_`; a mode or a nonlinearity that there is not.
-
-    Source
-    ------
-    He, Zhang, Ren, Sun, ICCV 2015, eq. 10
-
-    Examples
-    --------
-    >>> import torch
-    >>> from gradmark.nn import init
-    >>> init.kaiming_uniform_(torch.empty(6, 4), nonlinearity="relu", seed=0).shape
-    torch.Size([6, 4])
-    """
-    return _kaiming("he_uniform", tensor, a, mode, nonlinearity, seed, stream)
-
-
-def kaiming_normal_(
-    tensor: Any,
-    a: float = 0.0,
-    mode: str = "fan_in",
-    nonlinearity: str = "leaky_relu",
-    *,
-    seed: int,
-    stream: str | None = None,
-) -> Any:
-    """Fill with N(0, σ²), σ = gain / √fan, in place: `he_normal_` by the parameters of torch.nn.init.
-
-    Parameters
-    ----------
-    tensor : torch.Tensor
-        (out, in, *kernel), of at least 2 dimensions; as for `he_normal_`.
-    a : float
-        The slope of leaky_relu for x < 0. Default: 0.
-    mode : str
-        "fan_in" keeps the variance in the forward pass, "fan_out" that in the backward pass.
-    nonlinearity : str
-        What torch.nn.init.calculate_gain knows. Default: "leaky_relu".
-    seed : int
-        0 <= seed < 2**64.
-    stream : str, optional
-        The name of a stream of random numbers of its own.
-
-    Returns
-    -------
-    tensor : torch.Tensor
-        The same.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `he_normal_`; a mode or a nonlinearity that there is not.
-
-    Source
-    ------
-    He, Zhang, Ren, Sun, ICCV 2015, eq. 10
-
-    Examples
-    --------
-    >>> import torch
-    >>> from gradmark.nn import init
-    >>> init.kaiming_normal_(torch.empty(6, 4), mode="fan_out", seed=0).shape
-    torch.Size([6, 4])
-    """
-    return _kaiming("he_normal", tensor, a, mode, nonlinearity, seed, stream)
+_KAIMING = {"kaiming_uniform_": "he_uniform", "kaiming_normal_": "he_normal"}
+"""What torch.nn.init has besides: the rows of the catalog, by other parameters."""
 
 
 def __getattr__(name: str) -> Any:
@@ -146,6 +50,8 @@ def __getattr__(name: str) -> Any:
         from gradmark.nn import _model
 
         found: Any = _model.initialize_
+    elif name in _KAIMING:
+        found = _kaiming(name)
     elif name.endswith("_") and name[:-1] in _ROWS:
         found = _function(_ROWS[name[:-1]])
     else:
@@ -155,7 +61,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(["initialize_", "kaiming_normal_", "kaiming_uniform_", *(f"{name}_" for name in _ROWS)])
+    return sorted(["initialize_", *_KAIMING, *(f"{name}_" for name in _ROWS)])
 
 
 def _function(row: catalog.Initializer) -> Callable[..., Any]:
@@ -175,9 +81,25 @@ def _function(row: catalog.Initializer) -> Callable[..., Any]:
     return function
 
 
-def _kaiming(name: str, tensor: Any, a: Any, mode: Any, nonlinearity: Any, seed: Any, stream: Any) -> Any:
-    gain = torch.nn.init.calculate_gain(nonlinearity, a)
-    return _initialize(_ROWS[name], tensor, {"gain": gain, "mode": mode}, seed, stream)
+def _kaiming(name: str) -> Callable[..., Any]:
+    """He's initializer by the parameters of torch.nn.init."""
+    row = _ROWS[_KAIMING[name]]
+
+    def kaiming(
+        tensor: Any,
+        a: float = 0.0,
+        mode: str = "fan_in",
+        nonlinearity: str = "leaky_relu",
+        *,
+        seed: int,
+        stream: str | None = None,
+    ) -> Any:
+        gain = torch.nn.init.calculate_gain(nonlinearity, a)  # type: ignore[arg-type]
+        return _initialize(row, tensor, {"gain": gain, "mode": mode}, seed, stream)
+
+    kaiming.__name__ = kaiming.__qualname__ = name
+    kaiming.__doc__ = kaiming_docstring(name, row)
+    return kaiming
 
 
 def _initialize(row: catalog.Initializer, tensor: Any, parameters: Mapping[str, Any], seed: Any, stream: Any) -> Any:

@@ -134,6 +134,7 @@ def measure(
     synchronize: Mapping[str, Callable[[], object]] | None = None,
     seed: int = 0,
     after_round: Callable[[], None] | None = None,
+    hopeless: float = HOPELESS,
 ) -> Measurement:
     """Time the candidates in interleaved rounds.
 
@@ -161,6 +162,9 @@ def measure(
         Of the order within the rounds.
     after_round : callable, optional
         Called after each round, outside of the timed bursts.
+    hopeless : float
+        From how many times the fastest one's time on a candidate is given up. With infinity nobody is, and every ratio
+        has an interval.
 
     Returns
     -------
@@ -181,6 +185,7 @@ def measure(
         deadline=began + budget,
         limit=began + (limit or budget),
         retry_seconds=RETRY_SHARE * budget,
+        hopeless=hopeless,
     )
     interrupted = False
     collecting = gc.isenabled()
@@ -395,7 +400,9 @@ class _Runner:
 class _Session:
     """The candidates, what each round costs, and what was measured so far."""
 
-    def __init__(self, runners: dict[str, _Runner], *, deadline: float, limit: float, retry_seconds: float) -> None:
+    def __init__(
+        self, runners: dict[str, _Runner], *, deadline: float, limit: float, retry_seconds: float, hopeless: float
+    ) -> None:
         self.runners = runners
         self.given_up: list[str] = []
         self._seconds: dict[str, dict[int, float]] = {name: {} for name in runners}
@@ -403,7 +410,7 @@ class _Session:
         self._fastest: list[float] = []
         """Seconds per call of the fastest candidate of each round."""
         self._planned = 0
-        self._deadline, self._limit = deadline, limit
+        self._deadline, self._limit, self._hopeless = deadline, limit, hopeless
         self._retry_seconds = self._retry_left = retry_seconds
         self._round_seconds = 0.0
         """How long the last round took, without the retries."""
@@ -419,8 +426,8 @@ class _Session:
 
     def _affordable_rounds(self) -> int:
         best = min(runner.per_call for runner in self.runners.values())
-        racing = sum(r.cost for r in self.runners.values() if r.per_call <= HOPELESS * best)
-        trial = TRIAL_ROUNDS * sum(r.cost for r in self.runners.values() if r.per_call > HOPELESS * best)
+        racing = sum(r.cost for r in self.runners.values() if r.per_call <= self._hopeless * best)
+        trial = TRIAL_ROUNDS * sum(r.cost for r in self.runners.values() if r.per_call > self._hopeless * best)
         now = _clock()
         if min_rounds() * racing + trial > self._limit - now:
             return 0
@@ -463,7 +470,7 @@ class _Session:
         """What was measured of each candidate, by the round, without what was stalled."""
         found = dict(self._seconds)
         for name in self.given_up:
-            most = HOPELESS * min(found[name].values())
+            most = self._hopeless * min(found[name].values())
             found[name] = {one: value for one, value in found[name].items() if value <= most}
         return found
 
@@ -496,7 +503,7 @@ class _Session:
     def _readmit(self, retried: Sequence[str]) -> None:
         this = len(self._fastest) - 1
         # The median as well: a stall of the fastest one in this round must not bring all the others back.
-        most = HOPELESS * min(self._fastest[this], statistics.median(self._fastest))
+        most = self._hopeless * min(self._fastest[this], statistics.median(self._fastest))
         for name in retried:
             if self._seconds[name][this] <= most:
                 self._seconds[name] = {this: self._seconds[name][this]}
@@ -504,7 +511,7 @@ class _Session:
                 self._racing.append(name)
 
     def _is_hopeless(self, name: str) -> bool:
-        return all(own > HOPELESS * self._fastest[one] for one, own in self._seconds[name].items())
+        return all(own > self._hopeless * self._fastest[one] for one, own in self._seconds[name].items())
 
 
 def _settle() -> None:
