@@ -62,7 +62,7 @@ def test_every_operation_and_pass_is_planned_cheap_ones_first():
 def test_only_the_sizes_that_were_asked_for_are_planned():
     assert {w.size for w in choose.plan(["gelu"], ["memory"], "float32")} == {"memory"}
     assert {w.size for w in choose.plan(["orthogonal", "zeros"], ["cache"], "float32")} == {"512x512", "1024x1024"}
-    assert {w.size for w in choose.plan(["dirac", "delta_orthogonal"], ["cache"], "float32")} == {"256x256x3x3"}
+    assert {w.size for w in choose.plan(["dirac", "delta_orthogonal"], ["cache"], "float32")} == {"512x512x3"}
 
 
 @pytest.mark.alone
@@ -165,6 +165,15 @@ def test_the_table_fits_eighty_columns(monkeypatch, capsys):
     assert max(map(len, out.splitlines())) <= 80
     assert "residual_add+relu" in out
     assert "batch_norm_inference" in out
+
+
+def test_nothing_is_cut_at_eighty_columns_beside_the_longest_names(capsys):
+    planned = choose.plan(list(catalog.OPERATIONS), ["cache"], "float32")
+    findings = [choose.Finding(workload, status=choose.INTERRUPTED) for workload in planned]
+    choice = choose.Choice(findings, dict(ALL), 1.0, True, None)
+    out = shown(choice, capsys)
+    assert out.count("(interrupted)") == len(planned)
+    assert "…" not in out
 
 
 @pytest.mark.alone
