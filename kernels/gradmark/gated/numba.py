@@ -18,11 +18,12 @@ from numba.extending import register_jitable
 
 from gradmark.activations.numba import PAIRS
 from gradmark.catalog import GATED
+from gradmark.numerics.by_address import call
 from gradmark.numerics.elementary import elementary, inlined
-from gradmark.numerics.fused import BLOCK, CHUNK, SERIAL, STREAMING
+from gradmark.numerics.fused import BLOCK, CHUNK, PARALLEL, STREAMING
 from gradmark.numerics.slabs import deliver, slabs
 from gradmark.numerics.streaming import fence, store_past_caches
-from gradmark.numerics.variants import Kernel, Variants
+from gradmark.numerics.variants import Kernel, Shared, Variants
 
 Function = Callable[..., Any]
 
@@ -34,18 +35,18 @@ def _unit(name: str) -> tuple[Function, Function]:
     """Forward and backward of a unit, from the scalar functions of its activation."""
     pair = PAIRS[next(row.gate for row in GATED if row.name == name)]
 
-    def build_forward(dtype: str, kind: str, aliased: int | None, serial: Kernel | None) -> tuple[Kernel, Any]:
+    def build_forward(dtype: str, kind: str, aliased: int | None) -> tuple[Kernel, Any]:
         value, _ = pair(elementary(dtype))
-        return (_serial_forward(value) if serial is None else _shared_forward(serial, kind)), _forward_type(dtype, kind)
+        return _serial_forward(value), _forward_type(dtype, part=True)
 
-    def build_backward(dtype: str, kind: str, aliased: int | None, serial: Kernel | None) -> tuple[Kernel, Any]:
+    def build_backward(dtype: str, kind: str, aliased: int | None) -> tuple[Kernel, Any]:
         functions = pair(elementary(dtype))
-        if serial is None:
-            return _serial_backward(*functions, in_place=aliased is not None), _backward_type(dtype, kind)
-        shared = _streaming_backward(*functions) if kind == STREAMING else _shared_backward(serial)
-        return shared, _backward_type(dtype, kind)
+        if kind == STREAMING:
+            return _streaming_backward(*functions), _backward_type(dtype)
+        return _serial_backward(*functions, in_place=aliased is not None), _backward_type(dtype, part=True)
 
-    forward_loop, backward_loop = Variants(name, build_forward), Variants(f"{name}_backward", build_backward)
+    forward_loop = Variants(name, build_forward, _SHARED_FORWARD)
+    backward_loop = Variants(f"{name}_backward", build_backward, _SHARED_BACKWARD)
 
     def forward(x: Any, axis: int, gate_last: bool, out: Any) -> Any:
         flat, _, inner, scattered = slabs(axis, x, out)
@@ -71,18 +72,18 @@ def _unit(name: str) -> tuple[Function, Function]:
     return forward, backward
 
 
-def _forward_type(dtype: str, kind: str) -> Any:
+def _forward_type(dtype: str, *, part: bool = False) -> Any:
+    """Of a kernel that makes the whole output, or the part of it that it is given, from an element on."""
     scalar = getattr(types, dtype)
     source, target = types.Array(scalar, 1, "C", readonly=True), types.Array(scalar, 1, "C")
-    whole = [types.int64] * (4 if kind == SERIAL else 3)
-    return types.void(source, *whole[:3], target, *whole[3:])
+    return types.void(source, *[types.int64] * 3, target, *[types.int64] * part)
 
 
-def _backward_type(dtype: str, kind: str) -> Any:
+def _backward_type(dtype: str, *, part: bool = False) -> Any:
+    """Of a kernel that makes the gradients of all elements, or of those of an interval."""
     scalar = getattr(types, dtype)
     source, target = types.Array(scalar, 1, "C", readonly=True), types.Array(scalar, 1, "C")
-    whole = [types.int64] * (5 if kind == SERIAL else 3)
-    return types.void(source, source, *whole[:3], target, *whole[3:])
+    return types.void(source, source, *[types.int64] * 3, target, *[types.int64] * (2 * part))
 
 
 # Element k of y is place j = k mod length of slab i = k div length; its gate is x[2 i length + gate + j], its value
@@ -118,22 +119,20 @@ def _serial_forward(value: Function) -> Kernel:
     return kernel
 
 
-def _shared_forward(serial: Kernel, kind: str) -> Kernel:
-    def chunks(x: Any, length: int, gate: int, other: int, out: Any) -> None:
-        for chunk in prange((out.size + CHUNK - 1) // CHUNK):
-            low = chunk * CHUNK
-            serial(x, length, gate, other, out[low : min(low + CHUNK, out.size)], low)
+def _forward_in_chunks(address: int, x: Any, length: int, gate: int, other: int, out: Any) -> None:
+    for chunk in prange((out.size + CHUNK - 1) // CHUNK):
+        low = chunk * CHUNK
+        call(address, (x, length, gate, other, out[low : min(low + CHUNK, out.size)], low))
 
-    def streamed(x: Any, length: int, gate: int, other: int, out: Any) -> None:
-        for chunk in prange((out.size + CHUNK - 1) // CHUNK):
-            block = np.empty(BLOCK, out.dtype)
-            for low in range(chunk * CHUNK, min((chunk + 1) * CHUNK, out.size), BLOCK):
-                high = min(low + BLOCK, out.size)
-                serial(x, length, gate, other, block[: high - low], low)
-                store_past_caches(block[: high - low], out[low:high])
-            fence()
 
-    return streamed if kind == STREAMING else chunks
+def _forward_streamed(address: int, x: Any, length: int, gate: int, other: int, out: Any) -> None:
+    for chunk in prange((out.size + CHUNK - 1) // CHUNK):
+        block = np.empty(BLOCK, out.dtype)
+        for low in range(chunk * CHUNK, min((chunk + 1) * CHUNK, out.size), BLOCK):
+            high = min(low + BLOCK, out.size)
+            call(address, (x, length, gate, other, block[: high - low], low))
+            store_past_caches(block[: high - low], out[low:high])
+        fence()
 
 
 def _run_of_gradients(value: Function, gradient: Function) -> Function:
@@ -190,13 +189,10 @@ def _serial_backward(value: Function, gradient: Function, *, in_place: bool) -> 
     return in_place_kernel if in_place else kernel
 
 
-def _shared_backward(serial: Kernel) -> Kernel:
-    def chunks(grad: Any, x: Any, length: int, gate: int, other: int, out: Any) -> None:
-        for chunk in prange((grad.size + CHUNK - 1) // CHUNK):
-            low = chunk * CHUNK
-            serial(grad, x, length, gate, other, out, low, min(low + CHUNK, grad.size))
-
-    return chunks
+def _backward_in_chunks(address: int, grad: Any, x: Any, length: int, gate: int, other: int, out: Any) -> None:
+    for chunk in prange((grad.size + CHUNK - 1) // CHUNK):
+        low = chunk * CHUNK
+        call(address, (grad, x, length, gate, other, out, low, min(low + CHUNK, grad.size)))
 
 
 def _streaming_backward(value: Function, gradient: Function) -> Kernel:
@@ -246,6 +242,12 @@ def _scatter(block: Any, length: int, half: int, low: int, out: Any) -> None:
             out[start + i] = block[done + i]
         done += count
 
+
+_SHARED_FORWARD = {
+    PARALLEL: Shared("gated", _forward_in_chunks, _forward_type),
+    STREAMING: Shared("gated", _forward_streamed, _forward_type),
+}
+_SHARED_BACKWARD = {PARALLEL: Shared("gated_backward", _backward_in_chunks, _backward_type)}
 
 glu, glu_backward = _unit("glu")
 reglu, reglu_backward = _unit("reglu")

@@ -17,10 +17,11 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
+from gradmark.numerics.by_address import call
 from gradmark.numerics.elementary import elementary, inlined
-from gradmark.numerics.fused import CHUNK, SERIAL
+from gradmark.numerics.fused import CHUNK, PARALLEL
 from gradmark.numerics.plans import Plan, array_types, known_of, two_sum
-from gradmark.numerics.variants import Kernel
+from gradmark.numerics.variants import Kernel, Shared
 
 Function = Callable[..., Any]
 
@@ -61,11 +62,9 @@ def tiling(length: int, inner: int) -> Tiling:
     return Tiling(1, WIDTH * min(-(-inner // WIDTH), max(1, CACHED // (length * WIDTH))))
 
 
-def build(plan: Plan, dtype: str, kind: str, aliased: int | None, serial: Any) -> tuple[Kernel, Any]:
-    """A variant of the kernel for wide or long slabs, and its signature."""
+def build(plan: Plan, dtype: str, kind: str, aliased: int | None) -> tuple[Kernel, Any]:
+    """The kernel for wide or long slabs, and its signature."""
     task = _task(plan, dtype)
-    source, target = array_types(dtype)
-    arguments = [source, source, *[types.int64] * 5, types.boolean, target]
 
     def kernel(
         a: Any,
@@ -89,25 +88,40 @@ def build(plan: Plan, dtype: str, kind: str, aliased: int | None, serial: Any) -
             start, end = index // cuts * slab + left, (index // cuts + 1) * slab
             task(a, b, out, start, end, inner * groups, width, lines, groups, inner, staged, s, t, stage)
 
-    def chunks(
-        a: Any, b: Any, outer: int, length: int, inner: int, groups: int, span: int, staged: bool, out: Any
-    ) -> None:
-        count = outer * ((inner + span - 1) // span)
-        each = max(1, count * CHUNK // out.size)
-        for chunk in prange((count + each - 1) // each):
-            low, high = chunk * each, min((chunk + 1) * each, count)
-            serial(a, b, outer, length, inner, groups, span, staged, out, low, high)
-
-    if kind == SERIAL:
-        return kernel, types.void(*arguments, types.int64, types.int64)
-    return chunks, types.void(*arguments)
+    return kernel, _type(dtype, part=True)
 
 
-def build_gathered(plan: Plan, dtype: str, kind: str, aliased: int | None, serial: Any) -> tuple[Kernel, Any]:
-    """A variant of the kernel for small slabs, and its signature."""
-    task, two = _task(plan, dtype), plan.logit is None
+def _type(dtype: str, *, part: bool = False) -> Any:
     source, target = array_types(dtype)
-    arguments = [source, source, types.int64, types.int64, target]
+    interval = [types.int64] * (2 * part)
+    return types.void(source, source, *[types.int64] * 5, types.boolean, target, *interval)
+
+
+def _in_chunks(
+    address: int,
+    a: Any,
+    b: Any,
+    outer: int,
+    length: int,
+    inner: int,
+    groups: int,
+    span: int,
+    staged: bool,
+    out: Any,
+) -> None:
+    count = outer * ((inner + span - 1) // span)
+    each = max(1, count * CHUNK // out.size)
+    for chunk in prange((count + each - 1) // each):
+        low, high = chunk * each, min((chunk + 1) * each, count)
+        call(address, (a, b, outer, length, inner, groups, span, staged, out, low, high))
+
+
+SHARED = {PARALLEL: Shared("columns", _in_chunks, _type)}
+
+
+def build_gathered(plan: Plan, dtype: str, kind: str, aliased: int | None) -> tuple[Kernel, Any]:
+    """The kernel for small slabs, and its signature."""
+    task, two = _task(plan, dtype), plan.logit is None
 
     def kernel(a: Any, b: Any, length: int, inner: int, out: Any, first: int, last: int) -> None:
         slab, each = length * inner, WIDTH // inner
@@ -124,16 +138,23 @@ def build_gathered(plan: Plan, dtype: str, kind: str, aliased: int | None, seria
             task(x, w, y, 0, size, WIDTH, WIDTH, length, 1, columns, False, s, t, stage)
             _scatter(y, places, inner, out[low:high])
 
-    def chunks(a: Any, b: Any, length: int, inner: int, out: Any) -> None:
-        slabs = WIDTH // inner
-        count = (out.size // (length * inner) + slabs - 1) // slabs
-        each = max(1, count * CHUNK // out.size)
-        for chunk in prange((count + each - 1) // each):
-            serial(a, b, length, inner, out, chunk * each, min((chunk + 1) * each, count))
+    return kernel, _gathered_type(dtype, part=True)
 
-    if kind == SERIAL:
-        return kernel, types.void(*arguments, types.int64, types.int64)
-    return chunks, types.void(*arguments)
+
+def _gathered_type(dtype: str, *, part: bool = False) -> Any:
+    source, target = array_types(dtype)
+    return types.void(source, source, types.int64, types.int64, target, *[types.int64] * (2 * part))
+
+
+def _gathered_in_chunks(address: int, a: Any, b: Any, length: int, inner: int, out: Any) -> None:
+    slabs = WIDTH // inner
+    count = (out.size // (length * inner) + slabs - 1) // slabs
+    each = max(1, count * CHUNK // out.size)
+    for chunk in prange((count + each - 1) // each):
+        call(address, (a, b, length, inner, out, chunk * each, min((chunk + 1) * each, count)))
+
+
+SHARED_GATHERED = {PARALLEL: Shared("gathered", _gathered_in_chunks, _gathered_type)}
 
 
 def _task(plan: Plan, dtype: str) -> Function:

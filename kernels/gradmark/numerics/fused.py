@@ -28,6 +28,7 @@ import numba
 import numpy as np
 from numba import prange, types
 
+from gradmark.numerics import by_address
 from gradmark.numerics.compile_cache import jit
 from gradmark.numerics.elementary import add_in_any_order, elementary, inlined
 from gradmark.numerics.functions import Elementary
@@ -178,15 +179,16 @@ class Pointwise:
     def _compile(self, dtype: Any, kind: str, aliased: int | None) -> Kernel:
         key = dtype, kind, aliased
         if key not in self._compiled:
-            name = f"{self.name}-{kind}-{dtype.name}" + ("" if aliased is None else f"-in-place-{aliased}")
-            if kind == SERIAL:
-                inner = inlined(self._make(elementary(dtype.name)))
-            else:
-                inner = self._compile(dtype, SERIAL, aliased)
+            suffix = f"{kind}-{dtype.name}" + ("" if aliased is None else f"-in-place-{aliased}")
             source = _SOURCES[kind](self.arrays, self.parameters, aliased)
-            function = _defined(source, {"f": inner, "loop": inner, "real": dtype.type})
             signature = _signature(dtype.name, self.arrays - (aliased is not None), self.parameters)
-            self._compiled[key] = jit(function, signature, name=name, parallel=kind != SERIAL)
+            if kind == SERIAL:
+                function = _defined(source, {"f": inlined(self._make(elementary(dtype.name))), "real": dtype.type})
+                self._compiled[key] = jit(function, signature, name=f"{self.name}-{suffix}")
+            else:
+                name = f"pointwise-{self.arrays}-{self.parameters}-{suffix}"
+                serial = self._compile(dtype, SERIAL, aliased)
+                self._compiled[key] = by_address.bound(name, _defined(source, {}), signature, serial)
             if (kind, aliased) == (SERIAL, None):
                 self._serial[dtype] = self._compiled[key]
         return self._compiled[key]
@@ -364,23 +366,23 @@ def kernel({_declared(names, parameters, aliased)}):
 def _parallel_source(arrays: int, parameters: int, aliased: int | None) -> str:
     names = "abc"[:arrays]
     return f"""
-def kernel({_declared(names, parameters, aliased)}):
+def kernel(address, {_declared(names, parameters, aliased)}):
     for chunk in prange((out.size + {CHUNK - 1}) // {CHUNK}):
         low = chunk * {CHUNK}
         high = min(low + {CHUNK}, out.size)
-        loop({_slices(names, parameters, aliased, "low:high")}out[low:high])
+        call(address, ({_slices(names, parameters, aliased, "low:high")}out[low:high],))
 """
 
 
 def _streaming_source(arrays: int, parameters: int, aliased: int | None) -> str:
     names = "abc"[:arrays]
     return f"""
-def kernel({_declared(names, parameters, aliased)}):
+def kernel(address, {_declared(names, parameters, aliased)}):
     for chunk in prange((out.size + {CHUNK - 1}) // {CHUNK}):
         buffer = np.empty({BLOCK}, out.dtype)
         for low in range(chunk * {CHUNK}, min((chunk + 1) * {CHUNK}, out.size), {BLOCK}):
             high = min(low + {BLOCK}, out.size)
-            loop({_slices(names, parameters, aliased, "low:high")}buffer[:high - low])
+            call(address, ({_slices(names, parameters, aliased, "low:high")}buffer[:high - low],))
             store_past_caches(buffer[:high - low], out[low:high])
         fence()
 """
@@ -511,6 +513,7 @@ def _defined(source: str, names: dict[str, Any]) -> Kernel:
         "add_in_any_order": add_in_any_order,
         "store_past_caches": store_past_caches,
         "fence": fence,
+        "call": by_address.call,
         **names,
     }
     exec(source, namespace)

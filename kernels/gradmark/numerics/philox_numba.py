@@ -10,6 +10,7 @@ array of the first element of each.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Callable
@@ -20,14 +21,15 @@ import numpy as np
 from numba import prange, types
 from numba.extending import register_jitable
 
-from gradmark.numerics import fused
+from gradmark.numerics import by_address, fused
+from gradmark.numerics.by_address import call
 from gradmark.numerics.compile_cache import jit
 from gradmark.numerics.elementary import NumbaArithmetic, elementary, inlined
 from gradmark.numerics.philox import M0, M1, ROUNDS, W0, W1, interval, key, truncation
 from gradmark.numerics.philox_transforms import transforms
 
-CHUNK = 1 << 12
-"""Blocks that one thread handles at a time."""
+CHUNK = 1 << 14
+"""Elements that one thread handles at a time."""
 LONG_RUN = 1 << 18
 """Elements from which each run is shared by the threads, in place of the runs."""
 
@@ -96,56 +98,51 @@ _compiling = threading.Lock()
 
 def _compile(distribution: str, dtype: str, dimensions: int) -> tuple[Loop, Loop]:
     """The serial and the parallel loop of a distribution and dtype, compiled or loaded from the cache."""
+    serial, signature = _run_of_elements(distribution, dtype)
+    array, _, *rest = signature.args
+    if dimensions == 1:
+        return serial, by_address.bound("philox", _in_chunks, signature, serial)
+    runs = types.void(array.copy(ndim=2), types.Array(types.int64, 1, "C", readonly=True), *rest)
+    over_runs = functools.partial(by_address.bound, "philox_runs", _over_runs, runs, serial)
+    return over_runs(parallel=False), over_runs(parallel=True)
+
+
+@functools.cache
+def _run_of_elements(distribution: str, dtype: str) -> tuple[Loop, Any]:
+    """The loop over consecutive elements, and its signature."""
     elements, per_block, real, count = _DISTRIBUTIONS[distribution, dtype]
-    array = types.Array(numba.from_dtype(np.dtype(dtype)), dimensions, "C")
-    first = types.int64 if dimensions == 1 else types.Array(types.int64, 1, "C", readonly=True)
-    signature = types.void(array, first, types.uint64, types.uint64, types.UniTuple(real, count))
-    loop = (_loop if dimensions == 1 else _loop_over_runs)(elements, per_block)
-    name = f"philox_{distribution}_{dtype}{'' if dimensions == 1 else '_runs'}"
-    return jit(loop, signature, name=name), jit(loop, signature, name=f"{name}_parallel", parallel=True)
+    array, parameters = types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C"), types.UniTuple(real, count)
+    signature = types.void(array, types.int64, types.uint64, types.uint64, parameters)
+    return jit(_loop(elements, per_block), signature, name=f"philox_{distribution}_{dtype}"), signature
 
 
-def _loop_over_runs(elements: Callable[..., Any], per_block: int) -> Loop:
-    """The loop over the rows of a result, each of which is a run of elements from its own `first` on."""
-    fill_blocks, fill_ragged = _fills(elements, per_block)
-
-    def loop(out: Any, first: Any, k0: Any, k1: Any, p: Any) -> None:
-        for r in prange(out.shape[0]):
-            run, start = out[r], first[r]
-            head = min(-start % per_block, run.size)
-            tail = run.size - (run.size - head) % per_block
-            fill_ragged(run[:head], start, k0, k1, p)
-            fill_blocks(run[head:tail], np.uint64((start + head) // per_block), k0, k1, p)
-            fill_ragged(run[tail:], start + tail, k0, k1, p)
-
-    return loop
+def _in_chunks(address: int, out: Any, first: int, k0: Any, k1: Any, p: Any) -> None:
+    for chunk in prange((out.size + CHUNK - 1) // CHUNK):
+        low = chunk * CHUNK
+        call(address, (out[low : min(low + CHUNK, out.size)], first + low, k0, k1, p))
 
 
-def _fills(elements: Callable[..., Any], per_block: int) -> tuple[Loop, Loop]:
-    """Functions that fill an array: with whole blocks, and with elements one by one."""
+def _over_runs(address: int, out: Any, first: Any, k0: Any, k1: Any, p: Any) -> None:
+    """The rows of a result, each of which is a run of elements from its own `first` on."""
+    for r in prange(out.shape[0]):
+        call(address, (out[r], first[r], k0, k1, p))
+
+
+def _loop(elements: Callable[..., Any], per_block: int) -> Loop:
+    """A loop over consecutive elements: by whole blocks, but at both ends one by one."""
 
     @register_jitable
     def fill_ragged(out: Any, first: int, k0: Any, k1: Any, p: Any) -> None:
         for i in range(out.size):
             out[i] = elements(np.uint64((first + i) // per_block), k0, k1, p)[(first + i) % per_block]
 
-    return (_fill_blocks_of_4 if per_block == 4 else _fill_blocks_of_2)(elements), fill_ragged
-
-
-def _loop(elements: Callable[..., Any], per_block: int) -> Loop:
-    """The loop over the elements of a result, `per_block` at a time."""
-    fill_blocks, fill_ragged = _fills(elements, per_block)
+    fill_blocks = (_fill_blocks_of_4 if per_block == 4 else _fill_blocks_of_2)(elements)
 
     def loop(out: Any, first: int, k0: Any, k1: Any, p: Any) -> None:
         head = min(-first % per_block, out.size)
-        blocks = (out.size - head) // per_block
-        tail = head + blocks * per_block
+        tail = out.size - (out.size - head) % per_block
         fill_ragged(out[:head], first, k0, k1, p)
-        for chunk in prange((blocks + CHUNK - 1) // CHUNK):
-            begin = chunk * CHUNK
-            end = min(begin + CHUNK, blocks)
-            part = out[head + begin * per_block : head + end * per_block]
-            fill_blocks(part, np.uint64((first + head) // per_block + begin), k0, k1, p)
+        fill_blocks(out[head:tail], np.uint64((first + head) // per_block), k0, k1, p)
         fill_ragged(out[tail:], first + tail, k0, k1, p)
 
     return loop

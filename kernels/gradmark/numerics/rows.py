@@ -20,13 +20,14 @@ import numpy as np
 from numba import prange, types
 
 from gradmark.numerics import columns
+from gradmark.numerics.by_address import call
 from gradmark.numerics.elementary import NumbaArithmetic, add_in_any_order, elementary, inlined
 from gradmark.numerics.functions import Elementary
-from gradmark.numerics.fused import CHUNK, PARALLEL_FROM, SERIAL, STREAMING
+from gradmark.numerics.fused import BLOCK, CHUNK, PARALLEL, PARALLEL_FROM, STREAMING
 from gradmark.numerics.plans import Plan, array_types, known_of, two_sum
 from gradmark.numerics.slabs import deliver, slabs
 from gradmark.numerics.streaming import fence, store_past_caches
-from gradmark.numerics.variants import Kernel, Variants
+from gradmark.numerics.variants import Kernel, Shared, Variants
 
 Function = Callable[..., Any]
 
@@ -57,16 +58,17 @@ class Rows:
     def __init__(self, name: str, make: Callable[[Elementary], Plan]) -> None:
         self.name = name
 
-        def variants(layout: str, build: Callable[..., tuple[Kernel, Any]]) -> Variants:
+        def variants(layout: str, build: Callable[..., tuple[Kernel, Any]], shared: dict[str, Shared]) -> Variants:
             return Variants(
                 f"{name}-{layout}",
                 lambda dtype, *variant: build(make(elementary(dtype)), dtype, *variant),
+                shared,
             )
 
-        self._rows = variants("rows", _rows)
-        self._long = variants("long", _long)
-        self._columns = variants("columns", columns.build)
-        self._gathered = variants("gathered", columns.build_gathered)
+        self._rows = variants("rows", _rows, _SHARED)
+        self._long = variants("long", _long, {})
+        self._columns = variants("columns", columns.build, columns.SHARED)
+        self._gathered = variants("gathered", columns.build_gathered, columns.SHARED_GATHERED)
 
     def __call__(self, inputs: Sequence[Any], axis: int, out: Any) -> Any:
         """Fill `out`, and return it."""
@@ -300,10 +302,8 @@ def _inputs(aliased: int | None) -> Function:
     )
 
 
-def _rows(plan: Plan, dtype: str, kind: str, aliased: int | None, serial: Any) -> tuple[Kernel, Any]:
+def _rows(plan: Plan, dtype: str, kind: str, aliased: int | None) -> tuple[Kernel, Any]:
     row, inputs = _row(_pieces(plan, dtype)), _inputs(aliased)
-    source, target = array_types(dtype)
-    shared = types.void(source, source, types.int64, target)
 
     def kernel(a: Any, b: Any, length: int, out: Any, first: int, last: int) -> None:
         padded = np.empty((3, LANES), out.dtype)
@@ -312,30 +312,42 @@ def _rows(plan: Plan, dtype: str, kind: str, aliased: int | None, serial: Any) -
             x, w = inputs(a[low:high], b[low:high], out[low:high])
             row(x, w, out[low:high], padded[0], padded[1], padded[2])
 
-    def chunks(a: Any, b: Any, length: int, out: Any) -> None:
-        rows = out.size // length
-        each = max(1, CHUNK // length)
-        for chunk in prange((rows + each - 1) // each):
-            serial(a, b, length, out, chunk * each, min((chunk + 1) * each, rows))
-
-    def streamed(a: Any, b: Any, length: int, out: Any) -> None:
-        rows = out.size // length
-        each = max(1, CHUNK // length)
-        for chunk in prange((rows + each - 1) // each):
-            padded = np.empty((3, LANES), out.dtype)
-            block = np.empty(length, out.dtype)
-            for r in range(chunk * each, min((chunk + 1) * each, rows)):
-                low, high = r * length, (r + 1) * length
-                row(a[low:high], b[low:high], block, padded[0], padded[1], padded[2])
-                store_past_caches(block, out[low:high])
-            fence()
-
-    if kind == SERIAL:
-        return kernel, types.void(source, source, types.int64, target, types.int64, types.int64)
-    return (streamed if kind == STREAMING else chunks), shared
+    return kernel, _rows_type(dtype, part=True)
 
 
-def _long(plan: Plan, dtype: str, kind: str, aliased: int | None, serial: Any) -> tuple[Kernel, Any]:
+def _rows_type(dtype: str, *, part: bool = False) -> Any:
+    source, target = array_types(dtype)
+    return types.void(source, source, types.int64, target, *[types.int64] * (2 * part))
+
+
+def _rows_in_chunks(address: int, a: Any, b: Any, length: int, out: Any) -> None:
+    rows = out.size // length
+    each = max(1, CHUNK // length)
+    for chunk in prange((rows + each - 1) // each):
+        call(address, (a, b, length, out, chunk * each, min((chunk + 1) * each, rows)))
+
+
+def _rows_streamed(address: int, a: Any, b: Any, length: int, out: Any) -> None:
+    rows = out.size // length
+    each, together = max(1, CHUNK // length), max(1, BLOCK // length)
+    for chunk in prange((rows + each - 1) // each):
+        block = np.empty(together * length, out.dtype)
+        last = min((chunk + 1) * each, rows)
+        for first in range(chunk * each, last, together):
+            count = min(together, last - first)
+            low, high = first * length, (first + count) * length
+            call(address, (a[low:high], b[low:high], length, block, 0, count))
+            store_past_caches(block[: high - low], out[low:high])
+        fence()
+
+
+_SHARED = {
+    PARALLEL: Shared("rows", _rows_in_chunks, _rows_type),
+    STREAMING: Shared("rows", _rows_streamed, _rows_type),
+}
+
+
+def _long(plan: Plan, dtype: str, kind: str, aliased: int | None) -> tuple[Kernel, Any]:
     peaked, largest, from_key, sums, known, values, start, repeats, padding = _pieces(plan, dtype)
     inputs = _inputs(aliased)
     source, target = array_types(dtype)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradmark.numerics import by_address
 from gradmark.numerics.compile_cache import jit
 from gradmark.numerics.fused import PARALLEL, PARALLEL_FROM, SERIAL, STREAM_FROM, STREAMING, run
 
 Kernel = Callable[..., Any]
+
+
+class Shared(NamedTuple):
+    """How several threads run the SERIAL variants of all kernels of a kind."""
+
+    name: str
+    loop: Kernel
+    """Its first argument is the address of the kernel, for `by_address.call`."""
+    signature: Callable[[str], Any]
+    """Of the loop's further arguments, for the name of a dtype."""
 
 
 class Variants:
@@ -22,14 +34,21 @@ class Variants:
     name : str
         Unique among the kernels.
     build : callable
-        (dtype, kind, aliased, serial) -> the Python function of a variant and its signature. `dtype` is a name,
-        `kind` is SERIAL, PARALLEL or STREAMING, `aliased` the input that is the output or None; `serial` is the
-        compiled SERIAL variant where another kind is built.
+        (dtype, kind, aliased) -> the Python function of a variant and its signature. `dtype` is a name, `kind` is
+        SERIAL, PARALLEL or STREAMING, `aliased` the input that is the output or None.
+    shared : dict
+        By kind, the loops that need no variant of their own.
     """
 
-    def __init__(self, name: str, build: Callable[[str, str, int | None, Kernel | None], tuple[Kernel, Any]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        build: Callable[[str, str, int | None], tuple[Kernel, Any]],
+        shared: Mapping[str, Shared] = types.MappingProxyType({}),
+    ) -> None:
         self.name = name
         self._build = build
+        self._shared = shared
         self._compiled: dict[tuple[Any, str, int | None], Kernel] = {}
         self._compiling = threading.RLock()
 
@@ -65,8 +84,15 @@ class Variants:
     def _compile(self, dtype: Any, kind: str, aliased: int | None) -> Kernel:
         with self._compiling:
             if (dtype, kind, aliased) not in self._compiled:
-                serial = None if kind == SERIAL else self.get(dtype, SERIAL, aliased)
-                function, signature = self._build(dtype.name, kind, aliased, serial)
-                name = f"{self.name}-{kind}-{dtype.name}" + ("" if aliased is None else f"-in-place-{aliased}")
-                self._compiled[dtype, kind, aliased] = jit(function, signature, name=name, parallel=kind != SERIAL)
+                if kind in self._shared:
+                    variant = self._bound(dtype, kind, self.get(dtype, SERIAL, aliased))
+                else:
+                    function, signature = self._build(dtype.name, kind, aliased)
+                    name = f"{self.name}-{kind}-{dtype.name}" + ("" if aliased is None else f"-in-place-{aliased}")
+                    variant = jit(function, signature, name=name, parallel=kind != SERIAL)
+                self._compiled[dtype, kind, aliased] = variant
         return self._compiled[dtype, kind, aliased]
+
+    def _bound(self, dtype: Any, kind: str, serial: Kernel) -> Kernel:
+        name, loop, signature = self._shared[kind]
+        return by_address.bound(f"{name}-{kind}", loop, signature(dtype.name), serial)

@@ -26,6 +26,7 @@ from numba import prange
 from numba.extending import register_jitable
 
 from gradmark.numerics import fused
+from gradmark.numerics.by_address import call
 from gradmark.numerics.elementary import add_in_any_order, inlined
 from gradmark.numerics.layout import contiguous, delivered, flattened
 from gradmark.numerics.streaming import fence, store_past_caches
@@ -388,6 +389,8 @@ def _channels(group: Any, across: Any, channels: Any) -> Any:
 
 
 def _batch_norm_groups(
+    moments_of: int,
+    apply_affine: int,
     x: Any,
     length: Any,
     streamed: Any,
@@ -406,14 +409,16 @@ def _batch_norm_groups(
         c0, c1 = _channels(group, across, mean.size)
         moments = np.empty((parts, 2, c1 - c0))
         for part in range(parts):
-            _moments(x, length, group, part, moments[part])
+            call(moments_of, (x, length, group, part, moments[part]))
         _statistics(x, length, group, moments, weight, bias, eps, numbers, invstd, mean, var)
         for part in range(parts):
-            _apply_affine(x, x, length, group, part, numbers[:, c0:c1], streamed, y)
+            call(apply_affine, (x, x, length, group, part, numbers[:, c0:c1], streamed, y))
     high[:] = numbers[0]
 
 
 def _batch_norm_cells(
+    moments_of: int,
+    apply_affine: int,
     x: Any,
     length: Any,
     streamed: Any,
@@ -431,13 +436,13 @@ def _batch_norm_cells(
     moments = np.empty((parts, 2, mean.size))
     for cell in prange(groups * parts):
         c0, c1 = _channels(cell // parts, across, mean.size)
-        _moments(x, length, cell // parts, cell % parts, moments[cell % parts, :, c0:c1])
+        call(moments_of, (x, length, cell // parts, cell % parts, moments[cell % parts, :, c0:c1]))
     for group in range(groups):
         c0, c1 = _channels(group, across, mean.size)
         _statistics(x, length, group, moments[:, :, c0:c1], weight, bias, eps, numbers, invstd, mean, var)
     for cell in prange(groups * parts):
         c0, c1 = _channels(cell // parts, across, mean.size)
-        _apply_affine(x, x, length, cell // parts, cell % parts, numbers[:, c0:c1], streamed, y)
+        call(apply_affine, (x, x, length, cell // parts, cell % parts, numbers[:, c0:c1], streamed, y))
     high[:] = numbers[0]
 
 
@@ -493,7 +498,18 @@ def _factors(sums: Any, c0: Any, count: Any, weight: Any, mean: Any, invstd: Any
 
 
 def _batch_norm_backward_groups(
-    g: Any, x: Any, length: Any, streamed: Any, weight: Any, mean: Any, invstd: Any, dx: Any, dweight: Any, dbias: Any
+    sum_gradients: int,
+    differentiate: int,
+    g: Any,
+    x: Any,
+    length: Any,
+    streamed: Any,
+    weight: Any,
+    mean: Any,
+    invstd: Any,
+    dx: Any,
+    dweight: Any,
+    dbias: Any,
 ) -> None:
     across, _, groups, parts = _grid(x.shape[0], dbias.size, length)
     statistics = _statistics_of(mean, invstd)
@@ -502,15 +518,26 @@ def _batch_norm_backward_groups(
         c0, c1 = _channels(group, across, dbias.size)
         sums = np.empty((parts, 2, c1 - c0))
         for part in range(parts):
-            _sum_gradients(g, x, length, group, part, statistics[:, c0:c1], sums[part])
+            call(sum_gradients, (g, x, length, group, part, statistics[:, c0:c1], sums[part]))
         _gradients(sums, c0, dweight, dbias)
         _factors(sums, c0, x.shape[0] * length, weight, mean, invstd, numbers)
         for part in range(parts):
-            _differentiate(g, x, length, group, part, numbers[:, c0:c1], streamed, dx)
+            call(differentiate, (g, x, length, group, part, numbers[:, c0:c1], streamed, dx))
 
 
 def _batch_norm_backward_cells(
-    g: Any, x: Any, length: Any, streamed: Any, weight: Any, mean: Any, invstd: Any, dx: Any, dweight: Any, dbias: Any
+    sum_gradients: int,
+    differentiate: int,
+    g: Any,
+    x: Any,
+    length: Any,
+    streamed: Any,
+    weight: Any,
+    mean: Any,
+    invstd: Any,
+    dx: Any,
+    dweight: Any,
+    dbias: Any,
 ) -> None:
     across, _, groups, parts = _grid(x.shape[0], dbias.size, length)
     statistics = _statistics_of(mean, invstd)
@@ -519,12 +546,12 @@ def _batch_norm_backward_cells(
     for cell in prange(groups * parts):
         c0, c1 = _channels(cell // parts, across, dbias.size)
         part = cell % parts
-        _sum_gradients(g, x, length, cell // parts, part, statistics[:, c0:c1], sums[part, :, c0:c1])
+        call(sum_gradients, (g, x, length, cell // parts, part, statistics[:, c0:c1], sums[part, :, c0:c1]))
     _gradients(sums, 0, dweight, dbias)
     _factors(sums, 0, x.shape[0] * length, weight, mean, invstd, numbers)
     for cell in prange(groups * parts):
         c0, c1 = _channels(cell // parts, across, dbias.size)
-        _differentiate(g, x, length, cell // parts, cell % parts, numbers[:, c0:c1], streamed, dx)
+        call(differentiate, (g, x, length, cell // parts, cell % parts, numbers[:, c0:c1], streamed, dx))
 
 
 # By running statistics: nothing waits for a sum.
@@ -586,6 +613,8 @@ def _batch_norm_inference(
 
 
 def _batch_norm_inference_backward(
+    sum_gradients: int,
+    scale: int,
     g: Any,
     x: Any,
     length: Any,
@@ -611,14 +640,26 @@ def _batch_norm_inference_backward(
         c0, c1 = _channels(cell // parts, across, mean.size)
         part = cell % parts
         # The sums first: dx may be the memory of g or x. The cell is in the second-level cache then.
-        _sum_gradients(g, x, length, cell // parts, part, statistics[:, c0:c1], sums[part, :, c0:c1])
-        _scale(g, g, length, cell // parts, part, scales[:, c0:c1], streamed, dx)
+        call(sum_gradients, (g, x, length, cell // parts, part, statistics[:, c0:c1], sums[part, :, c0:c1]))
+        call(scale, (g, g, length, cell // parts, part, scales[:, c0:c1], streamed, dx))
     _gradients(sums, 0, dweight, dbias)
 
 
-_TRAINING = _Kernel(Loop(_batch_norm_groups, "RiirrsWwwpp"), Loop(_batch_norm_cells, "RiirrsWwwpp"))
+# What a cell takes is compiled once, and called by each of the loops over cells.
+_CELL_MOMENTS = Loop(_moments, "RiiiP", name="_batch_norm_moments")
+_CELL_AFFINE = Loop(_apply_affine, "RRiiiNiW", name="_batch_norm_affine")
+_CELL_SUMS = Loop(_sum_gradients, "RRiiiNP", name="_batch_norm_sums")
+_CELL_GRADIENT = Loop(_differentiate, "RRiiiNiW", name="_batch_norm_gradient")
+_CELL_SCALE = Loop(_scale, "RRiiiNiW", name="_batch_norm_scale")
+
+_TRAINING = _Kernel(
+    *[Loop(loop, "RiirrsWwwpp", _CELL_MOMENTS, _CELL_AFFINE) for loop in (_batch_norm_groups, _batch_norm_cells)]
+)
 _TRAINING_BACKWARD = _Kernel(
-    Loop(_batch_norm_backward_groups, "RRiirrrWww"), Loop(_batch_norm_backward_cells, "RRiirrrWww")
+    *[
+        Loop(loop, "RRiirrrWww", _CELL_SUMS, _CELL_GRADIENT)
+        for loop in (_batch_norm_backward_groups, _batch_norm_backward_cells)
+    ]
 )
 _INFERENCE = _Kernel(*[Loop(_batch_norm_inference, "RiirrrrsW")] * 2)
-_INFERENCE_BACKWARD = _Kernel(*[Loop(_batch_norm_inference_backward, "RRiirrrsWww")] * 2)
+_INFERENCE_BACKWARD = _Kernel(*[Loop(_batch_norm_inference_backward, "RRiirrrsWww", _CELL_SUMS, _CELL_SCALE)] * 2)
