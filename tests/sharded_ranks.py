@@ -6,13 +6,17 @@ messages of errors. Every rank compares its own part with what PyTorch's rule cu
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
+import itertools
+import math
 import os
 import sys
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -24,7 +28,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from gradmark import catalog
-from gradmark.nn import _orthogonal, init
+from gradmark.nn import _messages, _tsqr, init
 
 SEED = 20260103
 STRIDED = "strided"
@@ -61,14 +65,20 @@ TWO_DIMENSIONS = [
     ("eye", MATRIX, "float32", (Shard(0), Shard(1))),
     ("eye", (16, 12), "float32", (STRIDED, Shard(0))),
 ]
-ORTHOGONAL = [(37, 22), (22, 37), (300, 300), FEW_ROWS, CONVOLUTION, (2, 40)]
+ORTHOGONAL = [(37, 22), (22, 37), (300, 300), FEW_ROWS, CONVOLUTION, (2, 40), (1, 1)]
 BY_DIMENSIONS = {
     1: [(Shard(0),), (Shard(1),)],
     2: [(Shard(0), Shard(1)), (Shard(1), Shard(0)), (Shard(0), Shard(0)), (Shard(1), Replicate())],
 }
 """Of meshes with one and two dimensions, the placements of orthogonal weights."""
 
+TALL = [(301, 20), (20, 301), FEW_ROWS, CONVOLUTION, (40, 2, 3, 3)]
+"""The longer side more than twice the shorter, as TSQR takes them. With 8 processes: fewer rows on one than columns."""
+
 MESHES = {1: [(1,), (1, 1)], 2: [(2,)], 4: [(4,), (2, 2)], 8: [(8,), (2, 4)]}
+
+UNORDERED = [[0, 3], [2, 1]]
+"""A mesh of 4 whose ranks are in another order in the group of a row than in the row."""
 
 
 def cases(world, random_names):
@@ -196,43 +206,126 @@ def orthogonal_errors(world):
                 for placements in BY_DIMENSIONS[len(shape)]:
                     tensor = distribute_tensor(torch.full_like(one_process, torch.nan), mesh, placements)
                     init.orthogonal_(tensor, 2.0, seed=SEED)
-                    own = distribute_tensor(one_process, mesh, placements, src_data_rank=None).to_local()
-                    # Of no elements, the norm is 0.
-                    difference = torch.cat([(tensor.to_local().double() - own.double()).flatten(), torch.zeros(1)])
-                    error = difference.abs().max() / torch.finfo(dtype).eps
-                    dist.all_reduce(error, op=dist.ReduceOp.MAX)
-                    errors[size, str(dtype), shape, str(placements)] = error.item()
+                    errors[size, str(dtype), shape, str(placements)] = error_in_eps(tensor, one_process)
     return errors
 
 
-def one_fails(folder, how, number):
-    """A rank of three, of which the last dies, or never answers, while the others make an orthogonal weight."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{how}", world_size=3, rank=number)
+def error_in_eps(tensor, one_process):
+    """The largest difference of an entry of a DTensor from that of one process, on all ranks."""
+    own = distribute_tensor(one_process, tensor.device_mesh, tensor.placements, src_data_rank=None).to_local()
+    # Of no elements, the norm is 0.
+    difference = torch.cat([(tensor.to_local().double() - own.double()).flatten(), torch.zeros(1)])
+    error = difference.abs().max() / torch.finfo(tensor.dtype).eps
+    dist.all_reduce(error, op=dist.ReduceOp.MAX)
+    return error.item()
+
+
+def along_the_longer_side(size, mesh):
+    """Placements on a mesh that leave the shorter side whole."""
+    wide = size[0] < math.prod(size[1:])
+    longer = [Shard(dimension) for dimension in range(1, len(size))] if wide else [Shard(0)]
+    if mesh.ndim == 1:
+        return [(shard,) for shard in longer]
+    strided = [] if wide else [(_StridedShard(0, split_factor=mesh.size(1)), Shard(0))]
+    return [(longer[-1], longer[0]), (longer[0], Replicate()), (Replicate(), longer[-1]), *strided]
+
+
+def tsqr(world):
+    """Of weights by TSQR, for each case: the error in eps, the whole weight, and what this rank has `counted`."""
+    meshes = [init_device_mesh("cpu", shape) for shape in MESHES[world]]
+    if world == 4:
+        meshes.append(DeviceMesh("cpu", UNORDERED))
+    results = {}
+    for mesh, size, dtype in itertools.product(meshes, TALL, (torch.float32, torch.float64, torch.bfloat16)):
+        one_process = init.orthogonal_(torch.empty(size, dtype=dtype), 2.0, "qr", seed=SEED)
+        for placements in along_the_longer_side(size, mesh):
+            tensor = distribute_tensor(torch.full_like(one_process, torch.nan), mesh, placements, src_data_rank=None)
+            with counted() as counts:
+                assert init.orthogonal_(tensor, 2.0, "qr", seed=SEED) is tensor
+            places = mesh.mesh.tolist()
+            # PyTorch puts parts together in the order of a group's ranks.
+            whole = None if places == UNORDERED else tensor.full_tensor()
+            results[size, str(dtype), str(places), str(placements)] = error_in_eps(tensor, one_process), whole, counts
+    return results
+
+
+@contextlib.contextmanager
+def counted():
+    """Numbers of elements, in lists by name: of what is sent, received and factorized meanwhile; no sum is allowed."""
+    counts = {"isend": [], "irecv": [], "qr": []}
+
+    def counting(name, function):
+        def call(tensor, *arguments, **keywords):
+            counts[name].append(tensor.numel())
+            return function(tensor, *arguments, **keywords)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for module, name in ((dist, "isend"), (dist, "irecv"), (torch.linalg, "qr")):
+            stack.enter_context(mock.patch.object(module, name, counting(name, getattr(module, name))))
+        collective = stack.enter_context(CommDebugMode())
+        yield counts
+        assert collective.get_total_counts() == 0
+
+
+def transposed(world):
+    """How far, in eps, weights are from those of one process whose local tensors are in the order of columns."""
+    mesh = init_device_mesh("cpu", (world,))
+    errors = {}
+    for method, size in itertools.product(("householder", "qr"), [(64, 12), (12, 64)]):
+        placement = Shard(0 if size[0] > size[1] else 1)
+        local = distribute_tensor(torch.zeros(size), mesh, [placement], src_data_rank=None).to_local()
+        local = local.T.contiguous().T
+        tensor = DTensor.from_local(local, mesh, [placement], run_check=False)
+        init.orthogonal_(tensor, 2.0, method, seed=SEED)
+        errors[method, size] = error_in_eps(tensor, init.orthogonal_(torch.empty(size), 2.0, method, seed=SEED))
+    return errors
+
+
+def one_fails(folder, how, method, number):
+    """A rank of three, of which the last fails, while the others make an orthogonal weight."""
+    name = f"{how}-{method}"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{name}", world_size=3, rank=number)
     mesh = init_device_mesh("cpu", (3,))
-    tensor = distribute_tensor(torch.zeros(30, 20), mesh, [Shard(0)], src_data_rank=None)
+    tensor = distribute_tensor(torch.zeros(60, 20), mesh, [Shard(0)], src_data_rank=None)
     dist.barrier()
     if number == 2:
-        if how == "hangs":
-            time.sleep(60)
-        os._exit(0)
-    _orthogonal.TIMEOUT = datetime.timedelta(seconds=2)
+        fail(how)
+    _messages.TIMEOUT = datetime.timedelta(seconds=2)
     try:
-        init.orthogonal_(tensor, seed=SEED)
+        init.orthogonal_(tensor, method=method, seed=SEED)
     except RuntimeError as error:
-        (Path(folder) / f"{how}-{number}.txt").write_text(str(error))
+        (Path(folder) / f"{name}-{number}.txt").write_text(str(error))
     # A process group that has failed can only be left.
     os._exit(0)
+
+
+def fail(how):
+    """Die or hang; or die later, when R's have met and this rank has to send."""
+    if how == "dies":
+        os._exit(0)
+    if how == "hangs":
+        time.sleep(60)
+    _tsqr.send = lambda *arguments: os._exit(0)
 
 
 def refused(world):
     """Of each bad call, the type and the message of its error on the last rank."""
     mesh, first_rank = init_device_mesh("cpu", (world,)), DeviceMesh("cpu", [0])
+    last_mesh = init_device_mesh("cpu", MESHES[world][-1])
     nan = torch.full((6, 4), torch.nan)
+    by_qr = functools.partial(init.orthogonal_, method="qr")
     calls = {
         "partial": (DTensor.from_local(nan.clone(), mesh, [Partial()]), init.normal_),
         "whole matrices": (
             distribute_tensor(nan, mesh, [Shard(0)], src_data_rank=None),
-            functools.partial(init.orthogonal_, method="qr"),
+            functools.partial(init.orthogonal_, method="polar"),
+        ),
+        "too square": (distribute_tensor(nan, mesh, [Shard(0)], src_data_rank=None), by_qr),
+        "the shorter side": (
+            distribute_tensor(nan.view(2, 12), last_mesh, [Shard(1), Shard(0)][-last_mesh.ndim :], src_data_rank=None),
+            by_qr,
         ),
         "gaps": (distribute_tensor(nan.view(2, 2, 6), mesh, [Shard(2)], src_data_rank=None), init.orthogonal_),
         "not by the rule": (
@@ -264,12 +357,15 @@ def rank(folder, world, number):
     results = {
         "weights": weights,
         "orthogonal": orthogonal_errors(world),
+        "transposed": transposed(world),
         "models": {name: model_weights(shard) for name, shard in models(world)},
     }
-    messages = [None] * world
-    dist.all_gather_object(messages, refused(world))
+    of_ranks = {}
+    for name, function in (("messages", refused), ("tsqr", tsqr)):
+        of_ranks[name] = [None] * world
+        dist.all_gather_object(of_ranks[name], function(world))
     if number == 0:
-        torch.save({**results, "messages": messages}, Path(folder) / f"results-{world}.pt")
+        torch.save({**results, **of_ranks}, Path(folder) / f"results-{world}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -291,11 +387,20 @@ def main(folder):
             sys.exit(f"a rank of {world} has failed")
 
 
+FAILURES = [
+    ("dies", "householder"),
+    ("hangs", "householder"),
+    ("dies", "qr"),
+    ("hangs", "qr"),
+    ("dies later", "qr"),
+]
+
+
 def failures(folder):
-    """What the ranks say of one that fails: FOLDER/dies-0.txt and so on."""
+    """What the ranks say of one that fails: FOLDER/dies-qr-0.txt and so on."""
     context = torch.multiprocessing.get_context("fork")
-    for how in ("dies", "hangs"):
-        ranks = [context.Process(target=one_fails, args=(folder, how, number)) for number in range(3)]
+    for how, method in FAILURES:
+        ranks = [context.Process(target=one_fails, args=(folder, how, method, number)) for number in range(3)]
         for process in ranks:
             process.start()
         for process in ranks[:2]:
