@@ -21,16 +21,14 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from gradmark import catalog
 from gradmark.nn import _messages, _tsqr, init
+from sharded_models import RECIPE, SEED, Model, data_parallel, tensor_parallel
 
-SEED = 20260103
 STRIDED = "strided"
 """Shard(0) of what the second dimension of the mesh has sharded already, as FSDP2 does beside tensor parallelism."""
 
@@ -90,50 +88,6 @@ def cases(world, random_names):
 
 def every_one(random_names):
     return [(name, MATRIX, "float32", (Shard(1),)) for name in random_names]
-
-
-class Block(torch.nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.norm = torch.nn.LayerNorm(width)
-        self.query = torch.nn.Linear(width, width, bias=False)
-        self.output = torch.nn.Linear(width, width)
-        self.up = torch.nn.Linear(width, 2 * width)
-        self.down = torch.nn.Linear(2 * width, width, bias=False)
-
-
-class Model(torch.nn.Module):
-    """The parameters of a transformer; nobody runs it."""
-
-    def __init__(self, width=16, layers=2):
-        super().__init__()
-        self.embedding = torch.nn.Embedding(40, width)
-        self.layers = torch.nn.ModuleDict({str(i): Block(width) for i in range(layers)})
-        self.patches = torch.nn.Conv2d(3, width, 3)
-        self.head = torch.nn.Linear(width, 40, bias=False)
-
-
-RECIPE = {
-    "*norm.weight": ("constant", {"val": 1.0}),
-    "*.bias": "zeros",
-    torch.nn.Embedding: {"weight": ("normal", {"std": 0.02})},
-    "*.output.weight": "lecun_truncated_normal",
-    torch.nn.Linear: {"weight": ("xavier_uniform", {"gain": 0.5})},
-    torch.nn.Conv2d: {"weight": "he_normal"},
-}
-
-
-def tensor_parallel(model, mesh):
-    for block in model.layers.values():
-        plan = {"query": ColwiseParallel(), "output": RowwiseParallel(), "up": ColwiseParallel()}
-        parallelize_module(block, mesh, {**plan, "down": RowwiseParallel()})
-    parallelize_module(model, mesh, {"head": ColwiseParallel()})
-
-
-def data_parallel(model, mesh):
-    for block in model.layers.values():
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
 
 
 def models(world):

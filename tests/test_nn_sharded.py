@@ -1,6 +1,7 @@
 """`gradmark.nn.init` of sharded tensors and models: the same bits on 1, 2, 4 and 8 processes (gloo, on the CPU).
 
-One run of sharded_ranks.py does all cases; the tests look at what it has written.
+One run of sharded_ranks.py does all cases, on ranks that it forks; the tests look at what it has written. That ranks
+with an interpreter each, started by torchrun, do the same is one test.
 """
 
 import functools
@@ -15,8 +16,10 @@ import torch
 
 import gradmark
 import sharded_ranks
+import torchrun_ranks
 from gradmark import catalog
 from gradmark.nn import init
+from sharded_models import RECIPE, SEED, Model
 
 WORLDS = list(sharded_ranks.MESHES)
 ROWS = {row.name: row for row in catalog.INITIALIZERS}
@@ -30,19 +33,23 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 def results(tmp_path_factory):
     """By number of processes, what rank 0 of them has written."""
     folder = tmp_path_factory.mktemp("ranks")
-    # As many threads as cores in each of eight ranks would wait for each other.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    package = str(pathlib.Path(gradmark.__file__).parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, sharded_ranks.__file__, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_python(sharded_ranks.__file__, folder)
     of_failures = {file.stem: file.read_text() for file in folder.glob("*.txt")}
     return {**{world: torch.load(folder / f"results-{world}.pt") for world in WORLDS}, "failures": of_failures}
 
 
+def run_python(*arguments):
+    # As many threads as cores in each of eight ranks would wait for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    package = str(pathlib.Path(gradmark.__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
 def one_process(name, shape, dtype):
-    keywords = {"seed": sharded_ranks.SEED} if ROWS[name].seeded else {}
+    keywords = {"seed": SEED} if ROWS[name].seeded else {}
     required = {p.name: 0.5 for p in ROWS[name].parameters if p.default is None}
     return getattr(gradmark.backend("torch"), name)(shape, dtype=dtype, **keywords, **required)
 
@@ -61,8 +68,8 @@ def test_every_case_was_run(results):
 
 @functools.cache
 def weights_of_one_process():
-    model = sharded_ranks.Model()
-    init.initialize_(model, sharded_ranks.RECIPE, sharded_ranks.SEED)
+    model = Model()
+    init.initialize_(model, RECIPE, SEED)
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
@@ -171,3 +178,20 @@ def test_orthogonal_weights_in_the_order_of_columns(results, world):
 def test_a_process_that_fails_ends_the_others_with_an_error(results, how, method, rank):
     message = results["failures"][f"{how}-{method}-{rank}"]
     assert message.startswith("orthogonal_: a process that holds other rows has died, or has not answered for 2 s")
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_that_torchrun_starts_make_the_weights_of_one_process(tmp_path, world):
+    file = tmp_path / "weights.pt"
+    torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", world]
+    run_python("-m", *torchrun, torchrun_ranks.__file__, file)
+    found = torch.load(file)
+    assert found["world"] == world
+    assert torch.equal(found["normal"], one_process("normal", torchrun_ranks.LARGE, "float32"))
+    expected = weights_of_one_process()
+    assert list(found["model"]) == list(expected)
+    assert all(torch.equal(found["model"][name], expected[name]) for name in expected)
+    for method in ("householder", "qr"):
+        whole = torchrun_ranks.orthogonal(torch.empty(torchrun_ranks.TALL), method)
+        # As in the tests above, of gain 1.
+        assert (found[method] - whole).abs().max() <= 8.0 * torch.finfo(torch.float32).eps, method

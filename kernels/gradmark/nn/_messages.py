@@ -19,14 +19,16 @@ def add_up(share: Any, group: Any) -> None:
 
 
 def send(tensor: Any, rank: int, group: Any) -> None:
-    """To a process of the group, by its rank among all processes, which receives it."""
-    whole = tensor.contiguous()
-    _finish(lambda: torch.distributed.isend(whole, dst=rank, group=group), whole.device)
+    """To a process of the group, by its rank among all processes, which receives it. What is empty is not sent."""
+    if tensor.numel():
+        whole = tensor.contiguous()
+        _finish(lambda: torch.distributed.isend(whole, dst=rank, group=group), whole.device)
 
 
 def receive(tensor: Any, rank: int, group: Any) -> Any:
-    """What that process sends, in place of the elements of a contiguous tensor."""
-    _finish(lambda: torch.distributed.irecv(tensor, src=rank, group=group), tensor.device)
+    """A contiguous tensor with what that process sends, in place."""
+    if tensor.numel():
+        _finish(lambda: torch.distributed.irecv(tensor, src=rank, group=group), tensor.device)
     return tensor
 
 

@@ -28,7 +28,7 @@ def orthogonal(tensor: Any, local: Any, part: Part, seed: int, *, gain: float, m
     method = haar.chosen(method, m, n)
     matrix = _matrix(local)
     tall = matrix.T if wide else matrix
-    # Not where this process has not all: of one element one has, and the others would wait for it.
+    # Not by what this process has: one alone has a single element, and the others would wait for its sums.
     if not sharding(tensor):
         haar_torch.fill(tall, method, gain, seed, fill_normal)
     elif method == "householder":
