@@ -75,8 +75,8 @@ TALL = [(301, 20), (20, 301), FEW_ROWS, CONVOLUTION, (40, 2, 3, 3)]
 
 MESHES = {1: [(1,), (1, 1)], 2: [(2,)], 4: [(4,), (2, 2)], 8: [(8,), (2, 4)]}
 
-UNORDERED = [[0, 3], [2, 1]]
-"""A mesh of 4 whose ranks are in another order in the group of a row than in the row."""
+ODD_WORLD = 6
+"""Of processes that make weights by TSQR alone: a line of 6, and lines of 3."""
 
 
 def cases(world, random_names):
@@ -180,27 +180,37 @@ def along_the_longer_side(size, mesh):
     longer = [Shard(dimension) for dimension in range(1, len(size))] if wide else [Shard(0)]
     if mesh.ndim == 1:
         return [(shard,) for shard in longer]
+    if mesh.ndim == 3:
+        return [(longer[0], longer[-1], longer[0]), (longer[0], Replicate(), longer[-1])]
     strided = [] if wide else [(_StridedShard(0, split_factor=mesh.size(1)), Shard(0))]
     return [(longer[-1], longer[0]), (longer[0], Replicate()), (Replicate(), longer[-1]), *strided]
 
 
 def tsqr(world):
     """Of weights by TSQR, for each case: the error in eps, the whole weight, and what this rank has `counted`."""
-    meshes = [init_device_mesh("cpu", shape) for shape in MESHES[world]]
-    if world == 4:
-        meshes.append(DeviceMesh("cpu", UNORDERED))
+    dtypes = (torch.float32, torch.float64, torch.bfloat16)
     results = {}
-    for mesh, size, dtype in itertools.product(meshes, TALL, (torch.float32, torch.float64, torch.bfloat16)):
+    for (name, mesh), size, dtype in itertools.product(meshes_of_tsqr(world), TALL, dtypes):
         one_process = init.orthogonal_(torch.empty(size, dtype=dtype), 2.0, "qr", seed=SEED)
         for placements in along_the_longer_side(size, mesh):
             tensor = distribute_tensor(torch.full_like(one_process, torch.nan), mesh, placements, src_data_rank=None)
             with counted() as counts:
                 assert init.orthogonal_(tensor, 2.0, "qr", seed=SEED) is tensor
-            places = mesh.mesh.tolist()
             # PyTorch puts parts together in the order of a group's ranks.
-            whole = None if places == UNORDERED else tensor.full_tensor()
-            results[size, str(dtype), str(places), str(placements)] = error_in_eps(tensor, one_process), whole, counts
+            whole = None if name == "unordered" else tensor.full_tensor()
+            results[name, size, str(dtype), str(placements)] = error_in_eps(tensor, one_process), whole, counts
     return results
+
+
+def meshes_of_tsqr(world):
+    """Names and meshes of which a tree may be wrong."""
+    for shape in {ODD_WORLD: [(6,), (2, 3)], 8: [*MESHES[8], (2, 2, 2)]}.get(world) or MESHES[world]:
+        yield str(shape), init_device_mesh("cpu", shape)
+    if world == 4:
+        # In the group of a row, ranks are in another order than in the row.
+        yield "unordered", DeviceMesh("cpu", [[0, 3], [2, 1]])
+    if world == 8:
+        yield "a row", init_device_mesh("cpu", (2, 4), mesh_dim_names=("data", "tensor"))["tensor"]
 
 
 @contextlib.contextmanager
@@ -306,27 +316,33 @@ def rank(folder, world, number):
     # A forked process has torch and Numba loaded: to import them for each rank took longer than all cases.
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{world}", world_size=world, rank=number)
-    random_names = [row.name for row in catalog.INITIALIZERS if row.distribution in ("uniform", "normal", "truncated")]
-    weights = [sharded(*case) for case in cases(world, random_names)]
-    results = {
-        "weights": weights,
-        "orthogonal": orthogonal_errors(world),
-        "transposed": transposed(world),
-        "models": {name: model_weights(shard) for name, shard in models(world)},
-    }
-    of_ranks = {}
-    for name, function in (("messages", refused), ("tsqr", tsqr)):
-        of_ranks[name] = [None] * world
-        dist.all_gather_object(of_ranks[name], function(world))
+    results = {"tsqr": of_all_ranks(tsqr(world)), **(all_but_tsqr(world) if world in MESHES else {})}
     if number == 0:
-        torch.save({**results, **of_ranks}, Path(folder) / f"results-{world}.pt")
+        torch.save(results, Path(folder) / f"results-{world}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
+def all_but_tsqr(world):
+    random_names = [row.name for row in catalog.INITIALIZERS if row.distribution in ("uniform", "normal", "truncated")]
+    return {
+        "weights": [sharded(*case) for case in cases(world, random_names)],
+        "orthogonal": orthogonal_errors(world),
+        "transposed": transposed(world),
+        "models": {name: model_weights(shard) for name, shard in models(world)},
+        "messages": of_all_ranks(refused(world)),
+    }
+
+
+def of_all_ranks(result):
+    results = [None] * dist.get_world_size()
+    dist.all_gather_object(results, result)
+    return results
+
+
 def main(folder):
     context = torch.multiprocessing.get_context("fork")
-    for world in MESHES:
+    for world in [*MESHES, ODD_WORLD]:
         ranks = [context.Process(target=rank, args=(folder, world, number)) for number in range(world)]
         for process in ranks:
             process.start()

@@ -22,6 +22,13 @@ from gradmark.nn import init
 from sharded_models import RECIPE, SEED, Model
 
 WORLDS = list(sharded_ranks.MESHES)
+MESHES_OF_TSQR = {
+    1: {"(1,)", "(1, 1)"},
+    2: {"(2,)"},
+    4: {"(4,)", "(2, 2)", "unordered"},
+    6: {"(6,)", "(2, 3)"},
+    8: {"(8,)", "(2, 4)", "(2, 2, 2)", "a row"},
+}
 ROWS = {row.name: row for row in catalog.INITIALIZERS}
 RANDOM = [name for name, row in ROWS.items() if row.distribution in ("uniform", "normal", "truncated")]
 CASES = [(world, index, *case) for world in WORLDS for index, case in enumerate(sharded_ranks.cases(world, RANDOM))]
@@ -35,7 +42,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     run_python(sharded_ranks.__file__, folder)
     of_failures = {file.stem: file.read_text() for file in folder.glob("*.txt")}
-    return {**{world: torch.load(folder / f"results-{world}.pt") for world in WORLDS}, "failures": of_failures}
+    return {**{world: torch.load(folder / f"results-{world}.pt") for world in MESHES_OF_TSQR}, "failures": of_failures}
 
 
 def run_python(*arguments):
@@ -114,19 +121,18 @@ def test_orthogonal_weights_are_those_of_one_process_up_to_rounding(results, wor
     assert max(errors.values()) <= 8.0, max(errors, key=errors.get)
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", MESHES_OF_TSQR)
 def test_tsqr_gives_the_qr_of_one_process_up_to_rounding(results, world):
-    # That one is Haar (test_orthogonal.py), so these are. Measured, of gain 2: at most 5 eps, and 7.5 at 37 x 16.
+    # That one is Haar (test_orthogonal.py), so these are. Measured, of gain 2: at most 7 eps, and 7.5 at 37 x 16.
     errors = {case: error for case, (error, _, _) in results[world]["tsqr"][0].items()}
-    meshes = {mesh for _, _, mesh, _ in errors}
-    assert len(meshes) == len(sharded_ranks.MESHES[world]) + (world == 4)
-    assert {size for size, _, _, _ in errors} == set(sharded_ranks.TALL)
+    assert {case[0] for case in errors} == MESHES_OF_TSQR[world]
+    assert {case[1] for case in errors} == set(sharded_ranks.TALL)
     assert max(errors.values()) <= 16.0, max(errors, key=errors.get)
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", MESHES_OF_TSQR)
 def test_tsqr_is_as_orthogonal_as_the_qr_of_torch(results, world):
-    # Measured: at most 1.6, which is that of one process.
+    # Measured: at most 2.0; 1.6 on one process.
     ratios = {
         case: orthogonality_error(whole / 2.0) / orthogonality_error_of_torch(whole.shape, whole.dtype)
         for case, (_, whole, _) in results[world]["tsqr"][0].items()
@@ -150,10 +156,10 @@ def orthogonality_error(weight):
     return torch.linalg.matrix_norm(q.T @ q - torch.eye(q.shape[1]), 2).item()
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", MESHES_OF_TSQR)
 def test_tsqr_puts_less_than_the_weight_together(results, world):
     for case in results[world]["tsqr"][0]:
-        (size, _, _, placements) = case
+        _, size, _, placements = case
         n = min(size[0], math.prod(size[1:]))
         counts = [of_rank[case][2] for of_rank in results[world]["tsqr"]]
         messages = [elements for c in counts for elements in c["isend"]]
