@@ -14,12 +14,20 @@ _TENSOR = """\
 tensor : torch.Tensor
     What is filled, in place{}.
     It is float16, bfloat16, float32 or float64, on any device, contiguous or not. On the meta device nothing is
-    written. {}
+    written.
+    {}
 """
 _PARTS = "Of a DTensor, sharded or not, the part on this process is filled."
 _RECTANGLES = """\
-Of a DTensor, the part on this process is filled, which is sharded along dimension 0, 1
-    or both; where rows are sharded, all processes of the mesh have to call this. Shards take `householder`."""
+Of a DTensor, the part on this process is filled. Where the longer side of the weight, as a matrix
+    (out, rest), is sharded, all processes of the mesh have to call this. `householder` takes shards along dimension 0,
+    1 or both. `qr` takes any shards of the longer side alone, where that is more than twice the shorter one, n: TSQR
+    (Demmel, Grigori, Hoemmen, Langou, SIAM J. Sci. Comput. 34(1), 2012), by messages of at most n² elements, in a
+    copy of the part and O(n²) elements, however many processes there are. Other methods make whole weights."""
+_FAILING = """\
+RuntimeError
+    A process that this one waits for has died, or has not answered for five minutes. The weight is not initialized.
+"""
 _WHOLE = "A DTensor has to be whole on this process: replicated."
 _FIXED_SEED = """\
 seed, stream : optional
@@ -47,6 +55,7 @@ def docstring(row: Initializer, names: Mapping[str, str]) -> str:
     computed_by = row.case_of({p.name: p.usual for p in row.parameters}).name
     held = _RECTANGLES if computed_by == "orthogonal" else _PARTS if computed_by in FILLS else _WHOLE
     tensor = _TENSOR.format(shape, held)
+    failing = _FAILING if held == _RECTANGLES else ""
     how_equal = "bit for bit" if held != _RECTANGLES else "bit for bit; of shards up to rounding"
     return f"""Fill with {_renamed(summary.removeprefix("Weights: ").removesuffix("."), names)}, in place.
 
@@ -66,7 +75,7 @@ TypeError
 ValueError
     Too few dimensions, a seed or a parameter out of range, weights that would overflow the dtype; a DTensor that is
     not sharded as said above, or not on this process. Nothing is written then.
-
+{failing}
 Source
 ------
 {row.source}

@@ -81,6 +81,11 @@ def fill_normal(out: Any, first: Any, seed: int, mean: float, std: float) -> Non
         _draw("fill_normal", seed, (mean, std), out, first)
 
 
+def gaussian(local: Any, part: Part, seed: int) -> None:
+    """N(0, 1) of a part that is not empty, on one thread too."""
+    _elements(local, part, lambda out, first: fill_normal(out, first, seed, 0.0, 1.0))
+
+
 FILLS: dict[str, Callable[..., None]] = {
     "uniform": uniform,
     "normal": normal,

@@ -1,25 +1,23 @@
 """Orthogonal weights of tensors and DTensors.
 
-A DTensor is filled by the processes that hold it, each its own part: a column of Q depends on the seed alone, and a
-row on sums over the processes that hold other rows (`numerics.haar_torch`). No process has the whole matrix, and all
-have the one that a single process makes, up to rounding.
+A DTensor is filled by the processes that hold it, each its own part. By `householder`, a column of Q depends on the
+seed alone, and a row on sums over the processes that hold other rows (`numerics.haar_torch`); by `qr`, processes that
+hold rows tell each other what R is (`_tsqr`). No process has the whole matrix, and all have the one that a single
+process makes, up to rounding.
 """
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from gradmark.nn._fill import fill_normal
-from gradmark.nn._shards import Part
+from gradmark.nn import _messages, _tsqr
+from gradmark.nn._fill import fill_normal, gaussian
+from gradmark.nn._shards import Part, sharding
 from gradmark.numerics import haar, haar_torch
-
-TIMEOUT = datetime.timedelta(minutes=5)
-"""How long a process waits for the sums of the others. A block of reflectors takes milliseconds to seconds."""
 
 
 def orthogonal(tensor: Any, local: Any, part: Part, seed: int, *, gain: float, method: str) -> None:
@@ -27,16 +25,20 @@ def orthogonal(tensor: Any, local: Any, part: Part, seed: int, *, gain: float, m
     rows, columns = part.shape[0], math.prod(part.shape[1:])
     wide = rows < columns
     m, n = max(rows, columns), min(rows, columns)
-    of_rows, of_columns = _interval(part.shape[:1], part.intervals[:1]), _interval(part.shape[1:], part.intervals[1:])
-    down, across = (of_columns, of_rows) if wide else (of_rows, of_columns)
+    method = haar.chosen(method, m, n)
     matrix = _matrix(local)
     tall = matrix.T if wide else matrix
-    method = haar.chosen(method, m, n)
-    if part.whole:
+    # Not by what this process has: one alone has a single element, and the others would wait for its sums.
+    if not sharding(tensor):
         haar_torch.fill(tall, method, gain, seed, fill_normal)
     elif method == "householder":
-        add_up = _sum_over_processes(tensor, outputs=not wide)
-        haar_torch.fill_part(tall, haar_torch.Part((m, n), down, across, add_up), seed, fill_normal)
+        haar_torch.fill_part(tall, _rectangle(tensor, part, (m, n), wide), seed, fill_normal)
+        tall *= gain
+    elif method == "qr":
+        _check_rows(tensor, (m, n), wide)
+        if local.numel():
+            gaussian(matrix.view(local.shape), part, seed)
+        _tsqr.replace_by_q(tall, tensor)
         tall *= gain
     else:
         raise ValueError(
@@ -45,6 +47,30 @@ def orthogonal(tensor: Any, local: Any, part: Part, seed: int, *, gain: float, m
         )
     if matrix.data_ptr() != local.data_ptr():
         local.copy_(matrix.view(local.shape))
+
+
+def _check_rows(tensor: Any, size: tuple[int, int], wide: bool) -> None:
+    """ValueError for a weight that TSQR does not make: of its shape and placements, so that all processes raise it."""
+    m, n = size
+    if m <= 2 * n:
+        raise ValueError(
+            f"orthogonal_: method='qr' of shards puts two matrices of {n} x {n} together on a process, which must be"
+            f" less than the weight: one side more than twice the other, not {m} x {n}; take method='householder'"
+        )
+    cut = [d for d in sharding(tensor) if (tensor.placements[d].dim == 0) == wide]
+    if cut:
+        raise ValueError(
+            f"orthogonal_: method='qr' of shards cuts the longer side alone, and placements {tensor.placements} cut the"
+            f" shorter one of shape {tuple(tensor.shape)} along dimension {cut[0]} of the mesh;"
+            " take method='householder', or redistribute it first"
+        )
+
+
+def _rectangle(tensor: Any, part: Part, size: tuple[int, int], wide: bool) -> haar_torch.Part:
+    """The part of the tall matrix that this process holds; ValueError where it is no rectangle."""
+    of_rows, of_columns = _interval(part.shape[:1], part.intervals[:1]), _interval(part.shape[1:], part.intervals[1:])
+    down, across = (of_columns, of_rows) if wide else (of_rows, of_columns)
+    return haar_torch.Part(size, down, across, _sum_over_processes(tensor, outputs=not wide))
 
 
 def _interval(lengths: tuple[int, ...], intervals: tuple[tuple[range, ...], ...]) -> tuple[int, int]:
@@ -69,22 +95,11 @@ def _matrix(local: Any) -> Any:
 
 def _sum_over_processes(tensor: Any, *, outputs: bool) -> Callable[[Any], None]:
     """The sum, in place, over the processes that hold other rows of the tall matrix: other outputs, or other inputs."""
-    mesh = tensor.device_mesh
-    groups = [
-        mesh.get_group(dimension)
-        for dimension, placement in enumerate(tensor.placements)
-        if not placement.is_replicate() and (placement.dim == 0) == outputs
-    ]
+    dimensions = [d for d in sharding(tensor) if (tensor.placements[d].dim == 0) == outputs]
+    groups = [tensor.device_mesh.get_group(d) for d in dimensions]
 
     def add_up(share: Any) -> None:
         for group in groups:
-            try:
-                work = torch.distributed.all_reduce(share, group=group, async_op=True)
-                work.wait(timeout=TIMEOUT) if share.device.type == "cpu" else work.wait()
-            except RuntimeError as error:
-                raise RuntimeError(
-                    f"orthogonal_: a process that holds other rows has died, or has not answered for"
-                    f" {TIMEOUT.total_seconds():g} s; this part of the weight is not initialized ({error})"
-                ) from error
+            _messages.add_up(share, group)
 
     return add_up

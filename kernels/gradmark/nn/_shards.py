@@ -42,9 +42,7 @@ def local_part(tensor: Any) -> tuple[Any, Part]:
     ValueError
         A DTensor of which that cannot be said, such as one with partial sums; the message says why.
     """
-    # Who has a DTensor has imported its module; to import it here would cost everybody else half a second.
-    module = sys.modules.get("torch.distributed.tensor")
-    if module is None or not isinstance(tensor, module.DTensor):
+    if not _is_dtensor(tensor):
         shape = tuple(tensor.shape)
         return tensor, Part(shape, tuple((range(length),) for length in shape))
     coordinate = tensor.device_mesh.get_coordinate()
@@ -61,6 +59,14 @@ def local_part(tensor: Any) -> tuple[Any, Part]:
             f" {tensor.placements} has {part.local_shape} on this process: give one that torch's own rule made"
         )
     return local, part
+
+
+def sharding(tensor: Any) -> tuple[int, ...]:
+    """The dimensions of its mesh along which processes hold different elements of a tensor; the same on all of them."""
+    if not _is_dtensor(tensor):
+        return ()
+    placements = enumerate(tensor.placements)
+    return tuple(d for d, placement in placements if not placement.is_replicate() and tensor.device_mesh.size(d) > 1)
 
 
 def sharded(shape: tuple[int, ...], mesh: Sequence[int], coordinate: Sequence[int], placements: Sequence[Any]) -> Part:
@@ -139,6 +145,12 @@ def runs(part: Part) -> Runs:
     outer = [_Axis(part.intervals[d], 1, strides[d]) for d in range(dimension - 1)]
     axes = (*outer, _Axis(part.intervals[dimension - 1], step, inner))
     return Runs(math.prod(axis.steps for axis in axes), step * inner, axes)
+
+
+def _is_dtensor(tensor: Any) -> bool:
+    # Who has a DTensor has imported its module; to import it here would cost everybody else half a second.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _length(intervals: tuple[range, ...]) -> int:

@@ -5,8 +5,8 @@ Every initializer of the catalog is here as `NAME_(tensor, ..., *, seed, stream=
 `torch.nn.init` where it has the function; only `seed` is new. Weights are those of `gradmark.backend(...).NAME`: an
 element depends on the seed and on its index in the whole weight. So a DTensor is filled shard by shard, each on its
 own process, without communication and without the whole weight anywhere, and holds the same weights at any number of
-processes. Only `orthogonal_` communicates, where rows are sharded: its weights are the same up to rounding. Fans are
-those of the whole weight.
+processes. Only `orthogonal_` communicates, where the longer side is sharded: its weights are the same up to rounding.
+Fans are those of the whole weight.
 
 `initialize_` does so for a whole model, with a stream of random numbers for each parameter.
 """

@@ -55,7 +55,7 @@ def chosen(method: str, m: int, n: int) -> str:
     """The method that "auto" means at (m, n), m >= n; a function of the shape, so that a seed means one matrix.
 
     There is no crossover: `householder` was the fastest at every shape of `python -m benchmarks.initializer_peers`, and
-    it alone makes parts of a matrix.
+    it alone makes any part of a matrix.
     """
     return "householder" if method == "auto" else method
 
