@@ -146,7 +146,7 @@ def test_all_backends_give_equal_bits(name, dtype, first):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FILLS)
 def test_runs_hold_the_elements_from_their_first_on(name, dtype, length):
-    runs = 2 if length > 2**18 else 1 + 20_000 // length
+    runs = 2 if length > 2**18 else 2 + 3000 // length
     first = np.arange(runs) * (length + 5) + 2**34 - 3
     bounds = (-2.0, 2.5) if name == "fill_truncated_normal" else ()
     whole = fill("numba", name, int(first[-1]) + length - 2**34 + 3, dtype, 2**34 - 3, a=-0.3, b=0.7)
