@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import readme_tables
+from benchmarks import _freed_memory, readme_tables
 from benchmarks.peers import arguments, bars, cases, contenders, expressions, figures, report, timing, torch_peers
 
 from gradmark import catalog
@@ -344,9 +344,9 @@ def test_the_readme_shows_every_cell_and_every_loss(tmp_path):
 
 FAULTS_OF_A_SECOND_RESULT = """
 import resource, sys
-from benchmarks.peers import contenders
+from benchmarks import _freed_memory
 if sys.argv[1] == "kept":
-    assert contenders.keep_freed_memory() == "glibc, which keeps freed memory"
+    assert _freed_memory.keep_freed_memory() == "glibc, which keeps freed memory"
 import numpy as np
 np.ones(2**24, np.float32)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -433,7 +433,7 @@ def test_the_command_merges_its_results(tmp_path, monkeypatch):
     from benchmarks.peers import __main__ as command
 
     monkeypatch.setattr(contenders, "give_threads", lambda: {"cores": 2})
-    monkeypatch.setattr(contenders, "keep_freed_memory", lambda: "as the system has it")
+    monkeypatch.setattr(_freed_memory, "keep_freed_memory", lambda: "as the system has it")
     monkeypatch.setattr(timing, "call_seconds", lambda: 1e-6)
     timed = []
 
@@ -466,7 +466,7 @@ def test_what_the_budget_does_not_allow_is_said(monkeypatch, capsys):
     from benchmarks.peers import __main__ as command
 
     monkeypatch.setattr(contenders, "give_threads", lambda: {"cores": 2})
-    monkeypatch.setattr(contenders, "keep_freed_memory", lambda: "as the system has it")
+    monkeypatch.setattr(_freed_memory, "keep_freed_memory", lambda: "as the system has it")
     monkeypatch.setattr(timing, "call_seconds", lambda: None)
     monkeypatch.setattr(timing, "timed_case", lambda case, missing, **rest: None)
     assert command.main(["--ops", "relu", "--sizes", "12", "--budget", "10s"]) == 2
@@ -481,7 +481,7 @@ def test_interruption_keeps_what_was_finished(tmp_path, monkeypatch):
     from benchmarks.peers import __main__ as command
 
     monkeypatch.setattr(contenders, "give_threads", lambda: {"cores": 2})
-    monkeypatch.setattr(contenders, "keep_freed_memory", lambda: "as the system has it")
+    monkeypatch.setattr(_freed_memory, "keep_freed_memory", lambda: "as the system has it")
     monkeypatch.setattr(timing, "call_seconds", lambda: None)
     calls = iter([{**entry("relu", eager=2.0), "setup_seconds": 0.1}])
 

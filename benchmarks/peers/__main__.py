@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import _evidence
+from .. import _evidence, _freed_memory
 from .._worktree import catalog
 from . import bars, cases, contenders, report, timing
 from .cases import Case
@@ -156,7 +156,7 @@ def _head(given: Sequence[str]) -> dict[str, Any]:
     return {
         **_evidence.head("peers", "benchmarks.peers", given),
         "threads": contenders.give_threads(),
-        "memory": contenders.keep_freed_memory(),
+        "memory": _freed_memory.keep_freed_memory(),
         "libraries": contenders.versions(),
         "code": _evidence.fingerprint(*present),
         "call_seconds": timing.call_seconds(),
