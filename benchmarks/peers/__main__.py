@@ -151,7 +151,7 @@ def _head(given: Sequence[str]) -> dict[str, Any]:
     import gradmark
 
     package = Path(gradmark.__file__).parent
-    parts = ("activations", "stabilizers", "numerics", "gated", "rowwise", "arrays.py", "backends.py")
+    parts = ("activations", "stabilizers", "initializers", "numerics", "gated", "rowwise", "arrays.py", "backends.py")
     present = [package / part for part in parts if (package / part).exists()]
     return {
         **_evidence.head("peers", "benchmarks.peers", given),
