@@ -49,12 +49,19 @@ def _track(workload: Any, name: str, row: Any) -> Callable[..., float]:
 def fraction_of_copy(ready: Any, target: Any) -> float:
     """Median of copy seconds / kernel seconds over pairs that are measured in turn."""
     copy = _device_copy(ready.bytes_moved, target) if target.device != "cpu" else _copy(ready.bytes_moved)
-    _seconds(copy)
-    ratios: list[float] = []
+    return median_over_pairs(copy, ready.call, lambda yardstick, kernel: yardstick / kernel)
+
+
+def median_over_pairs(
+    yardstick: Callable[[], Any], kernel: Callable[[], Any], of: Callable[[float, float], float]
+) -> float:
+    """Median of `of(seconds of the yardstick, seconds of the kernel)` over pairs that are measured in turn."""
+    _seconds(yardstick)
+    values: list[float] = []
     end = clock() + _SECONDS
-    while len(ratios) < _LEAST_PAIRS or (len(ratios) < _PAIRS and clock() < end):
-        ratios.append(_seconds(copy) / _seconds(ready.call))
-    return statistics.median(ratios)
+    while len(values) < _LEAST_PAIRS or (len(values) < _PAIRS and clock() < end):
+        values.append(of(_seconds(yardstick), _seconds(kernel)))
+    return statistics.median(values)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -65,9 +72,14 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def _copy(bytes_moved: int) -> Callable[[], None]:
     source = np.ones(bytes_moved // 2, dtype=np.uint8)
-    destination = np.ones_like(source)
+    return parallel_copy(np.ones_like(source), source)
+
+
+def parallel_copy(destination: np.ndarray, source: np.ndarray) -> Callable[[], None]:
+    """A function that writes `source` into `destination`, on all the cores that the process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pairs = list(zip(np.array_split(destination, cores), np.array_split(source, cores), strict=True))
+    parts = np.array_split(destination, cores), np.array_split(np.broadcast_to(source, destination.shape), cores)
+    pairs = list(zip(*parts, strict=True))
     pool = ThreadPoolExecutor(cores)  # NumPy copies without the interpreter's lock
 
     def copy() -> None:

@@ -29,13 +29,20 @@ CPU_TARGETS = [name for name, target in workloads.TARGETS.items() if target.devi
 @functools.cache
 def prepared(workload: Any, target_name: str) -> Any:
     """The workload, ready to be called on the installed gradmark, and called once; SkipNotImplemented says why not."""
+    ready = opened(workload, target_name)
+    ready.call()  # compiles, and touches every page
+    ready.synchronize()
+    return ready
+
+
+@functools.cache
+def opened(workload: Any, target_name: str) -> Any:
+    """As `prepared`, but never called: of what takes minutes a call, another size has to do for compiling."""
     try:
         namespace, target = workloads.open_target(installed(), target_name)
         ready = workload.prepare(namespace, target)
     except workloads.UnavailableError as error:
         raise SkipNotImplemented(str(error)) from error
-    ready.call()  # compiles, and touches every page
-    ready.synchronize()
     _synchronize.add(ready.synchronize)
     return ready
 

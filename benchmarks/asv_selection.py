@@ -19,7 +19,8 @@ BEYOND_CACHE = ("Relu", "Gelu", "Swish", "Swiglu", "Softmax")
 output, reductions along rows."""
 
 DEFAULT = (
-    r"^(?!activations\.|gated\.|rowwise\.)",
+    r"^(?!activations\.|gated\.|rowwise\.|large_matrices\.)",
+    r"^large_matrices\.Normal\.\w+\(.*'4096x4096'\)$",
     r"^\w+\.\w+\.time_\w+\(.*'cache'\)$",
     rf"^\w+\.({'|'.join(BEYOND_CACHE)})\.",
 )

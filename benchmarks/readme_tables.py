@@ -197,11 +197,12 @@ def _peers(record: dict[str, Any]) -> Iterator[str]:
         yield f"\nOne call of a Numba kernel on one number takes {1e6 * record['call_seconds']:.2g} µs."
     yield (
         "\nTimes the time of gradmark's Numba backend that the fastest peer takes, and which it is; in bold where the"
-        " peer wins. Peers: naive NumPy, torch eager, torch.compile, numexpr, JAX, SciPy; everybody allocates its"
+        f" peer wins. Peers: {', '.join(_took_part(record))}; everybody allocates its"
         " result. †: PyTorch's backward pass starts from what its forward pass has saved (the result, the sum of the"
         " inputs, the noise); ours has the inputs alone, and computes it again.\n"
     )
     yield from _against_the_fastest(record)
+    yield from _initializers(record)
     for bar in record["summary"][2:]:
         if bar["losses"]:
             yield (
@@ -224,8 +225,37 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
+def _took_part(record: dict[str, Any]) -> list[str]:
+    timed = {name for entry in record["entries"] for name in entry["over_numba"]}
+    return [name for name in _PEERS if name in timed or name in record["missing"]]
+
+
+def _initializers(record: dict[str, Any]) -> Iterator[str]:
+    """One line a case, one column a contender: how many times our time it takes."""
+    entries = [entry for entry in record["entries"] if entry["group"] == _INITIALIZERS]
+    if not entries:
+        return
+    columns = list(dict.fromkeys(name for entry in entries for name in entry["over_numba"]))
+    yield "\nInitializers: times the time of gradmark's Numba backend that each takes.\n"
+    yield from _markdown(
+        ["initializer", "size", "dtype", *columns],
+        (
+            [
+                " ".join(filter(None, (entry["operation"], entry["variant"]))),
+                *(entry[name] for name in ("size", "dtype")),
+                *(_ratio(entry["over_numba"].get(name)) for name in columns),
+            ]
+            for entry in entries
+        ),
+    )
+
+
+_INITIALIZERS = "initializers"
+"""The group, as in benchmarks/peers/cases.py."""
+
+
 def _against_the_fastest(record: dict[str, Any]) -> Iterator[str]:
-    entries = record["entries"]
+    entries = [entry for entry in record["entries"] if entry["group"] != _INITIALIZERS]
     sizes = sorted({(entry["bytes_moved"], entry["size"]) for entry in entries if entry["elements"]})
     columns = list(dict.fromkeys(size for _, size in sorted(sizes, key=lambda one: int(one[1][2:]))))
     cells = {(*_row(entry), entry["size"]): entry for entry in entries}
@@ -242,7 +272,7 @@ def _row(entry: dict[str, Any]) -> tuple[str, str, str]:
     return "+".join(filter(None, (entry["operation"], entry["variant"]))), entry["pass"], entry["dtype"]
 
 
-_PEERS = ("naive NumPy", "torch eager", "torch.compile", "numexpr", "JAX", "SciPy")
+_PEERS = ("naive NumPy", "torch eager", "torch.compile", "numexpr", "JAX", "SciPy", "Keras")
 _TIE = 0.98
 """As in benchmarks/peers/bars.py: cog imports this file alone."""
 

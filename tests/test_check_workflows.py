@@ -155,7 +155,9 @@ def test_the_job_ends_as_the_check_does(tmp_path, code, message):
     assert done.returncode == code, done.stderr
     assert message in done.stdout
     assert bool(message) == ("::error::" in done.stdout)
-    assert (tmp_path / "asked").read_text() == "check b h --markdown check.md --json check.json\n"
+    assert (tmp_path / "asked").read_text() == (
+        "check b h -b ^(?!large_matrices\\.) --markdown check.md --json check.json\n"
+    )
     assert (tmp_path / "GITHUB_STEP_SUMMARY").read_text() == "# table\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import itertools
 import json
@@ -15,8 +16,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import readme_tables
-from benchmarks.peers import arguments, bars, cases, contenders, expressions, figures, report, timing, torch_peers
+from benchmarks import _freed_memory, readme_tables
+from benchmarks.peers import (
+    arguments,
+    bars,
+    cases,
+    contenders,
+    expressions,
+    figures,
+    initializing,
+    report,
+    timing,
+    torch_peers,
+)
 
 from gradmark import catalog
 from gradmark.catalog import ACTIVATIONS, BACKWARD, FORWARD, PASSES
@@ -45,7 +57,19 @@ def test_the_plan_has_every_pass_of_every_operation_at_every_size():
         assert {(row.name, p, f"2^{k}") for p in PASSES for k in cases.GROUP_EXPONENTS} <= keys
     assert ("clip_grad_norm", FORWARD, "2000 x 256") in keys
     assert {c.variant for c in planned if c.operation == "residual_add"} == {"relu", "gelu"}
+    assert {(c.operation, c.variant, c.size) for c in planned if c.group == cases.INITIALIZERS} == {
+        *itertools.product(cases.FILLS, ("in place", ""), ("2^22",)),
+        *((name, "in place", "2^24") for name in cases.FILLS),
+        *(("orthogonal", "", size) for size in ("1024x1024", "4096x1024", "1024x4096", "4096x4096")),
+    }
+    assert {c.operation_pass for c in planned if c.group == cases.INITIALIZERS} == {FORWARD}
     assert len(set(planned)) == len(planned)
+
+
+def test_what_takes_longest_comes_last():
+    planned = cases.plan(cases.operations(), cases.GROUPS, PASSES, cases.EXPONENTS, "float32")
+    assert {c.group for c in planned[-13:]} == {cases.INITIALIZERS}
+    assert [c.size for c in planned[-4:]] == ["1024x1024", "4096x1024", "1024x4096", "4096x4096"]
 
 
 def test_the_inputs_are_the_same_for_everybody():
@@ -184,6 +208,202 @@ def test_clip_grad_norm_works_in_place_everywhere():
     (case,) = [c for c in SMALL if c.operation == "clip_grad_norm"]
     positional, keywords = arguments.arguments(cases.Data(case))
     assert keywords["out"] is positional[0]
+
+
+# --- initializers -----------------------------------------------------------------------------------------------------
+
+
+def initializer(operation, size, variant="", dtype="float32"):
+    return cases.Case(
+        group=cases.INITIALIZERS,
+        operation=operation,
+        operation_pass=FORWARD,
+        size=size,
+        dtype=dtype,
+        variant=variant,
+    )
+
+
+FILLS = [initializer(*one) for one in itertools.product(cases.FILLS, ("2^16",), ("in place", ""))]
+FILLS += [initializer("normal", "2^12", variant, "float64") for variant in ("in place", "")]
+MATRICES = [initializer("orthogonal", size) for size in ("96x96", "160x80", "80x160")]
+
+
+@contextlib.contextmanager
+def single_precision_of_jax():
+    """JAX's precision is the process's: what float64 has set does not reach the next test."""
+    if importlib.util.find_spec("jax") is None:
+        yield
+        return
+    import jax
+
+    before = jax.config.jax_enable_x64
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.mark.parametrize("case", [*FILLS, *MATRICES], ids=str)
+def test_everybody_draws_from_one_distribution(case):
+    need("torch")
+    need("numba")
+    data = cases.Data(case)
+    with single_precision_of_jax():
+        calls, absent = timing._made(data, contenders.missing_libraries())
+        results = {name: call() for name, call in calls.items()}
+    expected = {contenders.NUMPY, contenders.NUMBA, contenders.TORCH, contenders.EAGER}
+    expected |= {contenders.NAIVE} if case.operation != "trunc_normal" else set()
+    if not case.variant:
+        found = {contenders.JAX: "jax", contenders.KERAS: "keras"}
+        expected |= {name for name, module in found.items() if importlib.util.find_spec(module)}
+    assert set(calls) == expected, absent
+    for name, result in results.items():
+        assert initializing.same_distribution(data, result), name
+
+
+@pytest.mark.parametrize("case", [c for c in FILLS if c.variant], ids=str)
+def test_in_place_is_into_the_same_array_and_drawn_again(case):
+    need("torch")
+    need("numba")
+    calls, _ = timing._made(cases.Data(case), {})
+    for name, call in calls.items():
+        first, second = call(), call()
+        assert np.may_share_memory(np.asarray(first), np.asarray(second)), name
+        np.asarray(second)[:] = 7.0
+        assert not (np.asarray(call()) == 7.0).any(), name
+
+
+@pytest.mark.parametrize("case", [c for c in (*FILLS, *MATRICES) if not c.variant], ids=str)
+def test_otherwise_every_call_makes_a_new_array(case):
+    need("torch")
+    need("numba")
+    with single_precision_of_jax():
+        calls, _ = timing._made(cases.Data(case), contenders.missing_libraries())
+        for name, call in calls.items():
+            first, second = call(), call()
+            assert not np.may_share_memory(np.asarray(first), np.asarray(second)), name
+
+
+def scaled(data):
+    return 1.03 * np.random.default_rng(0).standard_normal(data.shape, dtype=np.float32)
+
+
+OTHERS = {
+    "a wider normal": ("normal", scaled),
+    "a shifted one": ("normal", lambda d: np.random.default_rng(0).standard_normal(d.shape, dtype=np.float32) + 0.03),
+    "another dtype": ("normal", lambda d: np.random.default_rng(0).standard_normal(d.shape)),
+    "a shorter one": ("normal", lambda d: np.random.default_rng(0).standard_normal(100, dtype=np.float32)),
+    "a constant": ("normal", lambda d: np.zeros(d.shape, np.float32)),
+    "not a number": ("normal", lambda d: np.full(d.shape, np.nan, np.float32)),
+    "beyond the bounds": ("uniform", lambda d: np.random.default_rng(0).random(d.shape, dtype=np.float32) * 2.02 - 1),
+    "not truncated": ("trunc_normal", lambda d: 0.8796 * np.random.default_rng(0).standard_normal(d.shape, np.float32)),
+    "cut off": (
+        "trunc_normal",
+        lambda d: np.random.default_rng(0).standard_normal(d.shape, dtype=np.float32).clip(-2, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_distribution_is_not_timed(name, monkeypatch):
+    operation, make = OTHERS[name]
+    data = cases.Data(initializer(operation, "2^16"))
+    wrong = make(data)
+    right = functools.partial(initializing.ours, "numpy")
+    monkeypatch.setattr(
+        timing, "makers", lambda data: {contenders.NUMPY: right, contenders.EAGER: lambda d: lambda: wrong}
+    )
+    calls, absent = timing._made(data, {})
+    assert list(calls) == [contenders.NUMPY]
+    assert absent == {contenders.EAGER: "gives other values"}
+
+
+@pytest.mark.parametrize("size", ["96x96", "160x80", "80x160"])
+def test_a_matrix_that_is_not_orthogonal_is_found(size):
+    data = cases.Data(initializer("orthogonal", size))
+    q = initializing.in_numpy(data)()
+    assert initializing.same_distribution(data, q)
+    long = max(q.shape)
+    gaussian = np.random.default_rng(0).standard_normal(q.shape, dtype=np.float32) / np.float32(long**0.5)
+    assert not initializing.same_distribution(data, gaussian)
+    assert not initializing.same_distribution(data, q * np.float32(1.0001))
+
+
+def test_the_moments_are_those_of_the_distributions():
+    from scipy import stats
+
+    distributions = {"uniform": stats.uniform(-1, 2), "normal": stats.norm(), "trunc_normal": stats.truncnorm(-2, 2)}
+    for name, distribution in distributions.items():
+        _, std, kurtosis = initializing._MOMENTS[name]
+        mean, variance, excess = map(float, distribution.stats("mvk"))
+        assert (mean, variance, excess + 3.0) == pytest.approx((0.0, std**2, kurtosis))
+
+
+def filled(operation, variant="in place", **ratios):
+    """An entry of an initializer, with the ratios to our time."""
+    names = {"torch": contenders.EAGER, "numpy": contenders.NAIVE, "keras": contenders.KERAS}
+    return entry(exponent=22) | {
+        **{"operation": operation, "variant": variant, "group": cases.INITIALIZERS},
+        "over_numba": {names[name]: ratio(value) for name, value in ratios.items() if name in names},
+        "naive_over_numpy": ratio(ratios.get("backend")),
+    }
+
+
+def test_the_bars_of_initializers():
+    matrix = filled("orthogonal", "", torch=2.5, numpy=3.9) | {"size": "4096x4096", "elements": None}
+    found = bars.summary(
+        [
+            filled("uniform", torch=4.5),
+            filled("uniform", "", torch=1.0),
+            filled("normal", torch=3.5, numpy=9.0, backend=0.4),
+            filled("normal", "", torch=1.0, numpy=1.0, backend=9.0),
+            filled("trunc_normal", torch=16.0),
+            matrix,
+        ]
+    )
+    met = {bar["bar"]: bars.holds(bar) for bar in found if bar["compared"]}
+    assert met == {
+        "uniform in place: 4 times as fast as torch's": True,
+        "normal in place: 4 times as fast as torch's": False,
+        "normal in place: 8 times as fast as NumPy's": True,
+        "trunc_normal in place: 15 times as fast as torch's": True,
+        "orthogonal: twice as fast as torch's": True,
+        "orthogonal: 4 times as fast as numpy.linalg.qr": False,
+        "normal in place: gradmark numpy half as fast as NumPy's Generator": False,
+    }
+    assert {bar["compared"] for bar in found if bar["bar"] in met} == {1}
+
+
+def test_initializers_have_a_table_of_their_own():
+    record = {"missing": {}, "entries": [entry(eager=1.5), filled("normal", torch=5.0, keras=7.0)]}
+    rows = list(readme_tables._initializers(record))
+    assert rows[1] == "| initializer | size | dtype | torch eager | Keras |"
+    assert rows[3] == "| normal in place | 2^22 | float32 | 5 (4.9–5.1) | 7 (6.9–7.1) |"
+    assert not any("normal" in line for line in readme_tables._against_the_fastest(record))
+    assert list(readme_tables._initializers({"missing": {}, "entries": [entry(eager=1.5)]})) == []
+    assert readme_tables._took_part(record) == [contenders.EAGER, contenders.KERAS]
+
+
+def test_the_group_of_initializers_is_timed(tmp_path, monkeypatch):
+    need("torch")
+    need("numba")
+    from benchmarks.peers import __main__ as command
+
+    monkeypatch.setattr(contenders, "give_threads", lambda: {"cores": 2})
+    monkeypatch.setattr(_freed_memory, "keep_freed_memory", lambda: "as the system has it")
+    monkeypatch.setattr(timing, "call_seconds", lambda: None)
+    monkeypatch.setattr(cases, "FILL_EXPONENTS", (10,))
+    monkeypatch.setattr(cases, "MATRICES", ("32x32",))
+    monkeypatch.setattr(contenders, "missing_libraries", lambda: {contenders.JAX: "no", contenders.KERAS: "no"})
+    file = tmp_path / "peers.json"
+    code = command.main(["--groups", "initializers", "--budget", "60s", "--json", str(file)])
+    assert code in (command.DONE, command.FAILED)
+    entries = json.loads(file.read_text())["entries"]
+    keys = {(e["operation"], e["variant"], e["pass"], e["size"]) for e in entries}
+    fills = {(name, variant, FORWARD, "2^10") for name in cases.FILLS for variant in ("in place", "")}
+    assert keys == {*fills, ("orthogonal", "", FORWARD, "32x32")}
+    for one in entries:
+        assert {contenders.NUMPY, contenders.TORCH, contenders.EAGER} <= set(one["over_numba"])
+        assert one["bytes_moved"] == 4 * 1024
 
 
 # --- timing and bars --------------------------------------------------------------------------------------------------
@@ -344,9 +564,9 @@ def test_the_readme_shows_every_cell_and_every_loss(tmp_path):
 
 FAULTS_OF_A_SECOND_RESULT = """
 import resource, sys
-from benchmarks.peers import contenders
+from benchmarks import _freed_memory
 if sys.argv[1] == "kept":
-    assert contenders.keep_freed_memory() == "glibc, which keeps freed memory"
+    assert _freed_memory.keep_freed_memory() == "glibc, which keeps freed memory"
 import numpy as np
 np.ones(2**24, np.float32)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -433,7 +653,7 @@ def test_the_command_merges_its_results(tmp_path, monkeypatch):
     from benchmarks.peers import __main__ as command
 
     monkeypatch.setattr(contenders, "give_threads", lambda: {"cores": 2})
-    monkeypatch.setattr(contenders, "keep_freed_memory", lambda: "as the system has it")
+    monkeypatch.setattr(_freed_memory, "keep_freed_memory", lambda: "as the system has it")
     monkeypatch.setattr(timing, "call_seconds", lambda: 1e-6)
     timed = []
 
@@ -466,7 +686,7 @@ def test_what_the_budget_does_not_allow_is_said(monkeypatch, capsys):
     from benchmarks.peers import __main__ as command
 
     monkeypatch.setattr(contenders, "give_threads", lambda: {"cores": 2})
-    monkeypatch.setattr(contenders, "keep_freed_memory", lambda: "as the system has it")
+    monkeypatch.setattr(_freed_memory, "keep_freed_memory", lambda: "as the system has it")
     monkeypatch.setattr(timing, "call_seconds", lambda: None)
     monkeypatch.setattr(timing, "timed_case", lambda case, missing, **rest: None)
     assert command.main(["--ops", "relu", "--sizes", "12", "--budget", "10s"]) == 2
@@ -481,7 +701,7 @@ def test_interruption_keeps_what_was_finished(tmp_path, monkeypatch):
     from benchmarks.peers import __main__ as command
 
     monkeypatch.setattr(contenders, "give_threads", lambda: {"cores": 2})
-    monkeypatch.setattr(contenders, "keep_freed_memory", lambda: "as the system has it")
+    monkeypatch.setattr(_freed_memory, "keep_freed_memory", lambda: "as the system has it")
     monkeypatch.setattr(timing, "call_seconds", lambda: None)
     calls = iter([{**entry("relu", eager=2.0), "setup_seconds": 0.1}])
 

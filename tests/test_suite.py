@@ -101,14 +101,40 @@ def test_the_default_selection_has_every_pass_of_every_operation_in_every_backen
     default = set(_selected(discovered, list(asv_selection.DEFAULT)))
     assert default < everything
     assert {(name, c[:1]) for name, c in default if ".time_" in name} == {
-        (name, c[:1]) for name, c in everything if ".time_" in name
+        (name, c[:1]) for name, c in everything if ".time_" in name and not name.startswith("large_matrices.")
     }
     left_out = everything - default
-    assert {name.split(".")[0] for name, _ in left_out} <= {"activations", "gated", "rowwise"}
-    assert {c[-1] for name, c in left_out if ".time_" in name} == {"'memory'"}
+    assert {name.split(".")[0] for name, _ in left_out} <= {"activations", "gated", "rowwise", "large_matrices"}
+    assert {c[-1] for name, c in left_out if ".time_" in name and not name.startswith("large_")} == {"'memory'"}
     for name in asv_selection.BEYOND_CACHE:
         assert not [n for n, _ in left_out if n.split(".")[1] == name]
         assert [n for n, c in default if n.split(".")[1] == name and c[-1] == "'memory'"], f"no benchmark {name}"
+
+
+def test_of_large_matrices_one_random_fill_is_measured_by_default(discovered):
+    default = [one for one in _selected(discovered, list(asv_selection.DEFAULT)) if one[0].startswith("large_")]
+    targets = discovered["large_matrices.Normal.track_rate"]["params"][0]
+    expected = itertools.product(("track_fill", "track_rate"), targets)
+    assert default == [(f"large_matrices.Normal.{name}", (target, "'4096x4096'")) for name, target in expected]
+    asked = {name for name, _ in _selected(discovered, ["large_matrices"])}
+    assert asked == {name for name in discovered if name.startswith("large_matrices.")}
+
+
+def test_large_matrices_are_measured_in_every_backend_under_stable_names(discovered):
+    targets, squares = ["'numpy'", "'numba'", "'torch'", "'torch-cuda'"], ["'4096x4096'", "'8192x8192'"]
+    rectangles = ["'4096x1024'", "'1024x4096'"]
+    units = {"track_rate": "Gsamples/s", "track_fill": "fill"}
+    expected = {
+        f"{row}.{name}": (unit, [targets, squares])
+        for row in ("Uniform", "Normal", "TruncNormal")
+        for name, unit in units.items()
+    }
+    methods = dict.fromkeys(("qr", "householder", "polar"), squares + rectangles) | {"cholesky_qr2": rectangles}
+    expected |= {f"Orthogonal.time_{name}": ("seconds", [targets, sizes]) for name, sizes in methods.items()}
+    found = {name: (b["unit"], b["params"]) for name, b in discovered.items() if name.startswith("large_matrices.")}
+    assert found == {f"large_matrices.{name}": facts for name, facts in expected.items()}
+    words = [p.words for p in catalog.operation("orthogonal").parameters if p.name == "method"]
+    assert set(methods) == set(words[0][1:])
 
 
 def test_an_empty_selection_is_replaced_and_another_one_kept(monkeypatch):
@@ -168,6 +194,72 @@ def test_a_cuda_row_is_skipped_with_the_reason_where_there_is_no_cuda(tmp_path):
     done = _run("activations.Relu.time_forward", 6, tmp_path)
     assert json.loads(done.stdout.splitlines()[-1])["skipped"] is True
     assert re.search(r"n/a: .*CUDA", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("large_matrices.Normal.track_rate", 2),
+        ("large_matrices.Uniform.track_fill", 2),
+        ("large_matrices.Orthogonal.time_cholesky_qr2", 2),
+        ("large_matrices.Orthogonal.time_householder", 6),
+    ],
+)
+def test_a_large_matrix_is_measured(name, index, tmp_path):
+    """In Numba at 4096x4096, and orthogonal ones at 4096x1024."""
+    done = _run(name, index, tmp_path)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["skipped"] is False
+    assert min(outcome["result"]["samples"] if "time_" in name else [outcome["result"]]) > 0
+
+
+def test_a_method_that_a_commit_lacks_is_skipped_with_the_reason(tmp_path):
+    old = tmp_path / "gradmark"
+    old.mkdir()
+    (old / "__init__.py").write_text(
+        "class Functions:\n"
+        "    def orthogonal(self, shape, *, seed, dtype='float32', gain=1.0):\n"
+        "        raise AssertionError('called')\n"
+        "def backend(name, *, device='cpu'):\n"
+        "    return Functions()\n"
+    )
+    done = _run("large_matrices.Orthogonal.time_polar", 0, tmp_path, installed=tmp_path)
+    assert json.loads(done.stdout.splitlines()[-1])["skipped"] is True
+    assert "n/a: the installed gradmark's orthogonal takes no method yet" in done.stdout
+
+
+def test_throughput_is_that_of_the_call(tmp_path):
+    script = """
+        import types
+        from benchmarks import _bandwidth, large_matrices as large
+        seconds = iter([9.0, 2.0, 4.0, 3.0, 4.0, 1.0, 4.0] + [2.0, 4.0] * 7)
+        _bandwidth._seconds = lambda call: next(seconds)
+        _bandwidth.clock = lambda: 0.0
+        ready = types.SimpleNamespace(call=None, bytes_moved=4 * 8 * 10**9)
+        large.prepared = lambda workload, target: ready
+        rate = large.Normal().track_rate("numba", "4096x4096")
+        large._fill = lambda size, target: None
+        seconds = iter([9.0] + [2.0, 4.0] * 7)
+        print(json.dumps([rate, large.Normal().track_fill("numba", "4096x4096")]))
+    """
+    assert _in_fresh_process(script, tmp_path) == [2.0, 0.5]
+
+
+def test_the_yardstick_of_a_fill_fills(tmp_path):
+    script = """
+        import types
+        import numpy as np
+        from benchmarks import large_matrices as large
+        kept = []
+        ones = np.ones
+        np.ones = lambda *arguments: kept.append(ones(*arguments)) or kept[-1]
+        fill = large._fill(4 * 1001, types.SimpleNamespace(device="cpu"))
+        kept[0][:] = 7
+        fill()
+        print(json.dumps([len(kept), kept[0].tolist()]))
+    """
+    assert _in_fresh_process(script, tmp_path) == [1, [1.0] * 1001]
 
 
 @pytest.mark.alone

@@ -80,6 +80,24 @@ def test_an_operation_that_the_installed_gradmark_lacks_is_unavailable():
         workload.prepare(Old(), workloads.TARGETS["numpy"])
 
 
+@pytest.mark.parametrize("method", ["qr", "householder", "cholesky_qr2", "polar"])
+def test_the_variant_of_orthogonal_is_its_method(method):
+    namespace, target = workloads.open_target(gradmark, "numpy")
+    workload = workloads.Workload(operation="orthogonal", operation_pass="forward", size="12x5", variant=method)
+    found = workload.prepare(namespace, target).call()
+    np.testing.assert_array_equal(found, namespace.orthogonal((12, 5), seed=1, method=method))
+
+
+def test_an_option_that_the_installed_gradmark_lacks_is_unavailable():
+    class Old:
+        def orthogonal(self, shape, *, seed, dtype="float32"):
+            raise AssertionError("called")
+
+    workload = workloads.Workload(operation="orthogonal", operation_pass="forward", size="12x5", variant="qr")
+    with pytest.raises(workloads.UnavailableError, match="the installed gradmark's orthogonal takes no method yet"):
+        workload.prepare(Old(), workloads.TARGETS["numpy"])
+
+
 def test_an_unknown_target_lists_the_known_ones():
     with pytest.raises(LookupError, match="torch-cuda"):
         workloads.open_target(gradmark, "tpu")

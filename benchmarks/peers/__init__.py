@@ -10,6 +10,9 @@ The rules, the same for everybody:
   the ATen kernel that autograd calls, with what autograd saves, or autograd on the graph of an expression where there
   is no kernel. torch.compile and JAX get a function of (grad, x) made by `vjp`, and fuse what they recompute.
 - clip_grad_norm works in place in all of them, as torch's does.
+- Initializers have two variants. In place, everybody writes into an array that exists; otherwise everybody makes a new
+  one. All draw from one distribution, each its own numbers: where the others compare values, here the bounds, the mean
+  and the standard deviation of a draw are looked at, or its orthogonality.
 - Everybody has the same threads: as many as the process may use cores.
 - A contender whose values differ from ours is not timed, and the output says so; so it does of a library that is not
   installed, and of an operation that a library lacks.

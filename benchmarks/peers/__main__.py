@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import _evidence
+from .. import _evidence, _freed_memory
 from .._worktree import catalog
 from . import bars, cases, contenders, report, timing
 from .cases import Case
@@ -151,12 +151,12 @@ def _head(given: Sequence[str]) -> dict[str, Any]:
     import gradmark
 
     package = Path(gradmark.__file__).parent
-    parts = ("activations", "stabilizers", "numerics", "gated", "rowwise", "arrays.py", "backends.py")
+    parts = ("activations", "stabilizers", "initializers", "numerics", "gated", "rowwise", "arrays.py", "backends.py")
     present = [package / part for part in parts if (package / part).exists()]
     return {
         **_evidence.head("peers", "benchmarks.peers", given),
         "threads": contenders.give_threads(),
-        "memory": contenders.keep_freed_memory(),
+        "memory": _freed_memory.keep_freed_memory(),
         "libraries": contenders.versions(),
         "code": _evidence.fingerprint(*present),
         "call_seconds": timing.call_seconds(),

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .._worktree import catalog
-from .cases import GATED, STABILIZERS
-from .contenders import EAGER, PEERS
+from .cases import FILLS, GATED, IN_PLACE, INITIALIZERS, STABILIZERS
+from .contenders import EAGER, NAIVE, PEERS
 
 TIE = 0.98
 """A ratio above this is no loss: nobody should switch for 2 %, and the layout of memory alone moves a kernel so far."""
@@ -38,7 +38,7 @@ def summary(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         hold, worst first, each with `operation`, `variant`, `pass`, `size`, `dtype`, `against`, `ratio`, `low`, `high`.
         `geometric_mean`: of all ratios.
     """
-    sized = [e for e in entries if e["group"] != STABILIZERS]
+    sized = [e for e in entries if e["group"] not in (STABILIZERS, INITIALIZERS)]
     large = [e for e in sized if _exponent(e) >= OVERHEAD_EXPONENT]
     small = [e for e in sized if _exponent(e) < OVERHEAD_EXPONENT]
     learnable = [e for e in large if getattr(catalog.operation(e["operation"]), "learnable", ())]
@@ -59,6 +59,26 @@ def summary(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         _bar("learnable and gated: twice as fast as torch eager", 2.0, _judged([*learnable, *gated], eager)),
         _bar("batch_norm, residual_add: as fast as torch eager", TIE, _judged(layers, eager)),
         _bar("clip_grad_norm: twice as fast as torch's", 2.0, _judged(clips, eager)),
+        *_of_initializers([e for e in entries if e["group"] == INITIALIZERS]),
+    ]
+
+
+def _of_initializers(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Fills are judged in place, where nothing but the drawing takes time."""
+    judged = {
+        name: [e for e in entries if e["operation"] == name and e["variant"] == (IN_PLACE if name in FILLS else "")]
+        for name in (*FILLS, "orthogonal")
+    }
+    eager, numpy = _against(EAGER), _against(NAIVE)
+    normal, matrices = judged["normal"], judged["orthogonal"]
+    return [
+        _bar("uniform in place: 4 times as fast as torch's", 4.0, _judged(judged["uniform"], eager)),
+        _bar("normal in place: 4 times as fast as torch's", 4.0, _judged(normal, eager)),
+        _bar("normal in place: 8 times as fast as NumPy's", 8.0, _judged(normal, numpy)),
+        _bar("trunc_normal in place: 15 times as fast as torch's", 15.0, _judged(judged["trunc_normal"], eager)),
+        _bar("orthogonal: twice as fast as torch's", 2.0, _judged(matrices, eager)),
+        _bar("orthogonal: 4 times as fast as numpy.linalg.qr", 4.0, _judged(matrices, numpy)),
+        _bar("normal in place: gradmark numpy half as fast as NumPy's Generator", 0.5, _judged(normal, _naive)),
     ]
 
 

@@ -19,7 +19,8 @@ DEFAULT_EXPONENTS = (12, 16, 24)
 """What fits 20 minutes: where one call's overhead counts, in the L2 cache, in memory."""
 
 ELEMENTWISE, GATED, ROWWISE, STABILIZERS = "elementwise", "gated", "row-wise", "stabilizers"
-GROUPS = (ELEMENTWISE, GATED, ROWWISE, STABILIZERS)
+INITIALIZERS = "initializers"
+GROUPS = (ELEMENTWISE, GATED, ROWWISE, STABILIZERS, INITIALIZERS)
 
 ROW_LENGTH = 1024
 """Of the last axis of row-wise and gated operations: a hidden layer's width."""
@@ -34,6 +35,19 @@ IMAGES = {16: (16, 64, 8, 8), 24: (64, 64, 64, 64)}
 """Of batch_norm, by exponent: batch, channels, height, width."""
 
 RESIDUAL_ACTIVATIONS = ("relu", "gelu")
+
+FILLS = ("uniform", "normal", "trunc_normal")
+"""Random initializers that others are made of."""
+
+FILL_EXPONENTS = (22, 24)
+"""In place: 16 MiB, in the last-level cache of a current machine, and 64 MiB, beyond it. Of new arrays the first: what
+draws by operations on whole arrays takes seconds a call for more."""
+
+IN_PLACE = "in place"
+"""The variant of a fill that writes into an array which exists; the other one makes a new array."""
+
+MATRICES = ("1024x1024", "4096x1024", "1024x4096", "4096x4096")
+"""Of orthogonal."""
 
 _BATCH_NORM = ("batch_norm", "batch_norm_inference")
 
@@ -53,11 +67,12 @@ class Case:
     operation_pass : str
         "forward" or "backward".
     size : str
-        "2^16" (elements), or the number and length of arrays.
+        "2^16" (elements), the number and length of arrays, or the shape of a matrix such as "1024x1024".
     dtype : str
         "float32" or "float64".
     variant : str
-        The activation of residual_add; "training" for a seeded activation with a seed; "" elsewhere.
+        The activation of residual_add; "training" for a seeded activation with a seed; "in place" for a random
+        initializer that fills an array; "" elsewhere.
     """
 
     group: str
@@ -85,7 +100,7 @@ class Case:
     @property
     def noisy(self) -> bool:
         """Whether it draws random numbers, which no two libraries draw alike."""
-        return self.variant == workloads.TRAINING or (self.group == ROWWISE and self.row.seeded)
+        return self.variant == workloads.TRAINING or (self.group in (ROWWISE, INITIALIZERS) and self.row.seeded)
 
     @property
     def name(self) -> str:
@@ -101,7 +116,8 @@ def plan(
 ) -> list[Case]:
     """The cases of these operations; `exponents` are those of elementwise ones.
 
-    By size, small first, since the budget may end before the list; within a size in the catalog's order.
+    By size, small first, since the budget may end before the list; within a size in the catalog's order. Initializers
+    come last, fills before matrices.
     """
     found: list[Case] = []
     for name in operations:
@@ -109,20 +125,38 @@ def plan(
         group = _group(row)
         if group not in groups:
             continue
-        sizes = [f"2^{k}" for k in (exponents if group == ELEMENTWISE else GROUP_EXPONENTS)]
-        if name == "clip_grad_norm":
-            sizes = list(LISTS)
+        forward_only = name == "clip_grad_norm" or group == INITIALIZERS
         for variant in _variants(row):
-            for which in (catalog.FORWARD,) if name == "clip_grad_norm" else catalog.PASSES:
+            for which in (catalog.FORWARD,) if forward_only else catalog.PASSES:
                 if which in passes:
                     case = functools.partial(Case, group=group, operation=name, operation_pass=which, dtype=dtype)
-                    found += [case(size=size, variant=variant) for size in sizes]
-    return sorted(found, key=lambda case: case.exponent or 0)
+                    found += [case(size=size, variant=variant) for size in _sizes(name, group, variant, exponents)]
+    return sorted(found, key=_order)
+
+
+def _sizes(name: str, group: str, variant: str, exponents: Sequence[int]) -> list[str]:
+    if name in ("clip_grad_norm", "orthogonal"):
+        return list(LISTS if name == "clip_grad_norm" else MATRICES)
+    of_fill = FILL_EXPONENTS if variant == IN_PLACE else FILL_EXPONENTS[:1]
+    return [f"2^{k}" for k in {ELEMENTWISE: exponents, INITIALIZERS: of_fill}.get(group, GROUP_EXPONENTS)]
+
+
+def _order(case: Case) -> tuple[bool, float]:
+    """Initializers last, since a matrix takes as long as many other cases."""
+    if case.operation == "orthogonal":
+        return True, math.log2(math.prod(_matrix(case.size))) + FILL_EXPONENTS[-1]
+    return case.group == INITIALIZERS, float(case.exponent or 0)
+
+
+def _matrix(size: str) -> tuple[int, ...]:
+    return tuple(map(int, size.split("x")))
 
 
 def _variants(row: Any) -> tuple[str, ...]:
     if row.name == "residual_add":
         return RESIDUAL_ACTIVATIONS
+    if row.name in FILLS:
+        return (IN_PLACE, "")
     return ("", workloads.TRAINING) if row.family == "activations" and row.seeded else ("",)
 
 
@@ -137,6 +171,8 @@ def _group(row: Any) -> str:
         return ELEMENTWISE
     if row.family == "stabilizers":
         return STABILIZERS if row.name in (*_BATCH_NORM, "residual_add", "clip_grad_norm") else ""
+    if row.family == "initializers":
+        return INITIALIZERS if row.name in (*FILLS, "orthogonal") else ""
     return {"gated": GATED, "rowwise": ROWWISE}.get(row.family, "")
 
 
@@ -167,8 +203,10 @@ class Data:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the input."""
+        """Of the input; of an initializer, of its result."""
         exponent = self.case.exponent
+        if self.case.operation == "orthogonal":
+            return _matrix(self.case.size)
         if exponent is None:
             raise ValueError(f"{self.case} is a list of arrays")
         if self.case.operation in _BATCH_NORM:
@@ -187,6 +225,8 @@ class Data:
         """The least traffic of the case: each input read once, each output written once."""
         case = self.case
         item = np.dtype(case.dtype).itemsize
+        if case.group == INITIALIZERS:
+            return math.prod(self.shape) * item
         if case.exponent is None:
             count, length = LISTS[case.size]
             return 2 * count * length * item

@@ -6,19 +6,17 @@ function, tensors), and the call is all that is timed.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.metadata
 import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from . import array_peers, jax_peers, ours, torch_peers
-from .cases import ELEMENTWISE, STABILIZERS, Data
+from . import array_peers, initializing, jax_peers, ours, torch_peers
+from .cases import ELEMENTWISE, IN_PLACE, INITIALIZERS, STABILIZERS, Data
 
 Call = Callable[[], Any]
 Maker = Callable[[Data], Call]
@@ -26,12 +24,13 @@ Maker = Callable[[Data], Call]
 NUMPY, NUMBA, TORCH = "gradmark numpy", "gradmark numba", "gradmark torch"
 NUMBA_OUT, YARDSTICK = "gradmark numba, out=", "yardstick"
 NAIVE, EAGER, COMPILED, NUMEXPR, JAX, SCIPY = "naive NumPy", "torch eager", "torch.compile", "numexpr", "JAX", "SciPy"
+KERAS = "Keras"
 
 OURS = (NUMPY, NUMBA, TORCH)
-PEERS = (NAIVE, EAGER, COMPILED, NUMEXPR, JAX, SCIPY)
+PEERS = (NAIVE, EAGER, COMPILED, NUMEXPR, JAX, SCIPY, KERAS)
 
 _NEEDS = {NUMBA: "numba", NUMBA_OUT: "numba", YARDSTICK: "numba", TORCH: "torch", EAGER: "torch"}
-_NEEDS |= {COMPILED: "torch", NUMEXPR: "numexpr", JAX: "jax", SCIPY: "scipy"}
+_NEEDS |= {COMPILED: "torch", NUMEXPR: "numexpr", JAX: "jax", SCIPY: "scipy", KERAS: "keras"}
 
 
 def missing_libraries() -> dict[str, str]:
@@ -46,27 +45,14 @@ def missing_libraries() -> dict[str, str]:
 def versions() -> dict[str, str]:
     """The versions of the libraries of all contenders that are installed."""
     found = {}
-    for module in ("numpy", "scipy", "numba", "torch", "numexpr", "jax", "jaxlib"):
+    for module in ("numpy", "scipy", "numba", "torch", "numexpr", "jax", "jaxlib", "keras"):
         try:
             found[module] = importlib.metadata.version(module)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if "keras" in found:
+        found["keras"] += f" on {initializing.keras_backend()}"
     return found
-
-
-def keep_freed_memory() -> str:
-    """Tell the C library to keep what is freed, and say what was reached.
-
-    Otherwise each large result is made of new pages. On a virtual machine whose host takes back what is free, to touch
-    64 MiB of them for the first time took 6 to 200 ms here, by chance, where the kernel that fills them takes 8.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
-        return "as the system has it"
-    # From malloc.h. Without M_MMAP all memory comes from one heap, of which 2 GiB may be free at its end.
-    trim_threshold, mmap_max = -1, -4
-    kept = libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1)
-    return "glibc, which keeps freed memory" if kept else "as the system has it"
 
 
 def give_threads() -> dict[str, int]:
@@ -95,6 +81,8 @@ def give_threads() -> dict[str, int]:
 def makers(data: Data) -> dict[str, Maker]:
     """The makers of all contenders that may have the case, ours first."""
     case = data.case
+    if case.group == INITIALIZERS:
+        return _initializing(data)
     found: dict[str, Maker] = {
         NUMPY: functools.partial(ours.allocating, "numpy"),
         NUMBA: functools.partial(ours.allocating, "numba"),
@@ -115,6 +103,18 @@ def makers(data: Data) -> dict[str, Maker]:
     return found
 
 
+def _initializing(data: Data) -> dict[str, Maker]:
+    found: dict[str, Maker] = {
+        NUMPY: functools.partial(initializing.ours, "numpy"),
+        NUMBA: functools.partial(initializing.ours, "numba"),
+        TORCH: functools.partial(initializing.ours, "torch"),
+        NAIVE: initializing.in_numpy,
+        EAGER: initializing.in_torch,
+    }
+    # JAX and Keras have nothing in place.
+    return found if data.case.variant == IN_PLACE else found | {JAX: initializing.in_jax, KERAS: initializing.in_keras}
+
+
 # --- values -----------------------------------------------------------------------------------------------------------
 
 _CHECKED = 2**12
@@ -123,10 +123,12 @@ _TOLERANCE = 1e-3
 
 
 def same_values(data: Data, result: Any, expected: Any) -> bool:
-    """Whether two results agree in their first array's first elements.
+    """Whether two results agree in their first array's first elements; of random weights, in their distribution.
 
     Not compared: clip_grad_norm, whose results are not of one kind, and noise.
     """
+    if data.case.group == INITIALIZERS:
+        return initializing.same_distribution(data, result)
     if data.case.operation == "clip_grad_norm" or data.case.noisy:
         return True
     a, b = (_head(value) for value in (result, expected))
@@ -135,7 +137,7 @@ def same_values(data: Data, result: Any, expected: Any) -> bool:
 
 def is_an_input(data: Data, result: Any) -> bool:
     """Whether a result is an input that was given back: torch.compile sees that identity has nothing to do."""
-    if data.case.operation == "clip_grad_norm":
+    if data.case.operation == "clip_grad_norm" or data.case.group == INITIALIZERS:
         return False
     inputs = [data.x, data.grad] if data.case.backward else [data.x]
     return any(np.may_share_memory(_first(result), array) for array in inputs)

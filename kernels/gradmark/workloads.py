@@ -96,7 +96,8 @@ class Workload:
     size : str
         One of `SIZES`, or the shape of weights such as "4096x4096" or "1024x1024x3x3".
     variant : str
-        The activation of residual_add; "training" for a seeded activation with a seed; "" elsewhere.
+        The activation of residual_add; "training" for a seeded activation with a seed; the method of orthogonal, where
+        it is not the default; "" elsewhere.
     dtype : str
         "float32" unless another one was asked for.
     """
@@ -120,12 +121,17 @@ class Workload:
         Raises
         ------
         UnavailableError
-            The installed gradmark lacks the operation in this backend, or the size "memory" fits the cache.
+            The installed gradmark lacks the operation in this backend, or one of its options; or the size "memory" fits
+            the cache.
         """
         function = self._function(namespace)
+        parameters = inspect.signature(function).parameters
         arguments = _arguments(self, target)
+        lacking = [name for name in arguments.keywords if name not in parameters]
+        if lacking:
+            raise UnavailableError(f"the installed gradmark's {self.operation} takes no {', '.join(lacking)} yet")
         keywords = dict(arguments.keywords)
-        if "out" in inspect.signature(function).parameters:
+        if "out" in parameters:
             keywords["out"] = arguments.out
         bytes_moved = _bytes(arguments.positional) + _bytes(arguments.out) + arguments.written_besides
         if self.size == "memory":
@@ -369,6 +375,8 @@ def _initializer(row: catalog.Initializer, workload: Workload) -> _Arguments:
     keywords["dtype"] = workload.dtype
     if row.seeded:
         keywords["seed"] = 1
+    if workload.variant:
+        keywords["method"] = workload.variant
     item = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}[workload.dtype]
     return _Arguments(positional=(shape,), keywords=keywords, written_besides=math.prod(shape) * item)
 

@@ -14,6 +14,7 @@ from gradmark.verification.activations import check_activation
 from gradmark.verification.check import Check
 from gradmark.verification.gated import check_gated
 from gradmark.verification.initializers import check_initializer
+from gradmark.verification.orthogonal import check_orthogonal
 from gradmark.verification.rowwise import check_rowwise
 from gradmark.verification.stabilizers import check_stabilizer
 from gradmark.workloads import TARGETS
@@ -58,5 +59,6 @@ def check_operation(row: catalog.Operation, namespace: Backend, target: str, dty
     if isinstance(row, Rowwise):
         return check_rowwise(row, namespace, target, dtype)
     if isinstance(row, Initializer):
-        return check_initializer(row, namespace, target, dtype)
+        check = check_orthogonal if row.distribution == "orthogonal" else check_initializer
+        return check(row, namespace, target, dtype)
     return check_stabilizer(row, namespace, target, dtype)

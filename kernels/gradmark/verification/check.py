@@ -19,7 +19,8 @@ class Check:
     Attributes
     ----------
     operation, operation_pass, target, dtype : str
-        What was compared. The pass is "forward", "backward", or "backward (parameter)".
+        What was compared. The pass is "forward", "backward", or "backward (parameter)"; of an orthogonal weight also
+        "forward (method)", its orthogonality, and "values" or "values (method)", its distance from the exact matrix.
     worst : float
         The largest error, in `unit`; inf where NaN or infinity stood against a number.
     allowed : float

@@ -24,8 +24,6 @@ _SQUARE = (48, 48)
 # Of even and of odd length, so that the centre shows.
 _KERNEL = (6, 4, 3, 2)
 _MATRIX = (23, 11)
-_ORTHOGONAL: tuple[tuple[int, ...], ...] = ((64, 64), (96, 32), (32, 96), (8, 4, 3, 3))
-_DELTA: tuple[tuple[int, ...], ...] = ((64, 64, 1), (96, 32, 1), (96, 32, 3), (8, 4, 3, 2))
 _SEED = 0x9E3779B97F4A7C15
 
 _NORMAL_ULP = 4.0
@@ -51,10 +49,7 @@ _ORTHOGONALITY = 8.0
 
 
 def check_initializer(row: Initializer, namespace: Backend, target: str, dtype: str) -> Iterator[Check]:
-    """One check of each parameter set's weights; the stream's elements in ULP, orthogonality in √n eps."""
-    if row.distribution == "orthogonal":
-        yield _check_orthogonal(row, namespace, target, dtype)
-        return
+    """One check, of the weights of each parameter set, in ULP; orthogonal ones have a module of their own."""
     shape = _shape(row)
     worst, where = -1.0, ""
     for parameters in _parameter_sets(row):
@@ -208,21 +203,3 @@ def _truncated(count: int, arguments: Mapping[str, float], dtype: str) -> tuple[
             elements.append(mean + std * z)
             floors.append(abs(mean) + std)
     return elements, floors
-
-
-def _check_orthogonal(row: Initializer, namespace: Backend, target: str, dtype: str) -> Check:
-    worst, where = -1.0, ""
-    eps = 2.0 ** -reference.MANTISSA_BITS[dtype]
-    delta = row.name == "delta_orthogonal"
-    for shape in _DELTA if delta else _ORTHOGONAL:
-        for gain in (1.0, 1.1):
-            q = from_backend(getattr(namespace, row.name)(shape, seed=_SEED, dtype=dtype, gain=gain))
-            # A kernel whose only matrix that is not 0 is orthogonal sums to it.
-            q = q.reshape(*shape[:2], -1).sum(axis=-1) if delta else q.reshape(shape[0], -1)
-            q = q / gain
-            q = q if q.shape[0] >= q.shape[1] else q.T
-            n = q.shape[1]
-            error = float(np.linalg.norm(q.T @ q - np.eye(n)) / (np.sqrt(n) * eps))
-            if not error <= worst:
-                worst, where = error, f"shape {shape}, gain = {gain:g}"
-    return Check(row.name, "forward", target, dtype, worst, _ORTHOGONALITY, where, unit="√n eps of ‖QᵀQ - I‖")
