@@ -76,10 +76,10 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
             task = bar.add_task("", total=len(streams) * options.elements, left="?")
             for stream in streams:
                 entry = _compared(stream, options.elements, fills, functools.partial(_show, bar, task, stream))
-                sys.stdout.write(_line(entry) + "\n")
-                sys.stdout.flush()
                 found.append(entry | {"measured": _evidence.measured(head)})
                 file.add(found[-1:], lambda entries: {**head, "entries": list(entries.values())})
+                sys.stdout.write(_line(entry) + "\n")
+                sys.stdout.flush()
     except KeyboardInterrupt:
         console.complain("interrupted: what was finished is kept" if options.json else "interrupted")
         return INTERRUPTED
