@@ -134,7 +134,9 @@ def _encrypt(words: Any, k0: int, k1: int) -> None:
 
 def _uniform_32(words: Any) -> Any:
     """u in [0, 1), float32, in the order of the stream."""
-    return (words.T.reshape(-1) >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
+    words = words.astype(np.uint32).T.reshape(-1)
+    words >>= np.uint32(8)
+    return _scaled(words, 2.0**-24)
 
 
 def _uniform_64(words: Any) -> Any:
@@ -167,8 +169,10 @@ _truncated_near = transforms(_Arithmetic("float64")).truncated_near
 
 def _ends_single(words: Any) -> tuple[Any, Any]:
     """u and 1 - u for a truncated normal in float32."""
-    h = ((words.T.reshape(-1) >> np.uint64(1)) | np.uint64(1)).astype(np.int64)
-    return h.astype(np.float32) * np.float32(2.0**-31), (2**31 - h).astype(np.float32) * np.float32(2.0**-31)
+    h = words.astype(np.uint32).T.reshape(-1)
+    h >>= np.uint32(1)
+    h |= np.uint32(1)
+    return _scaled(h, 2.0**-31), _scaled(np.uint32(1 << 31) - h, 2.0**-31)
 
 
 def _ends_32(words: Any) -> tuple[Any, Any]:
@@ -185,12 +189,22 @@ def _ends_64(words: Any) -> tuple[Any, Any]:
 
 def _normal_32(words: Any) -> Any:
     """Standard normals, float32, in the order of the stream."""
-    u = ((words[0::2] >> np.uint64(1)) | np.uint64(1)).astype(np.float32) * np.float32(2.0**-31)
-    turned = words[1::2] + np.uint64(1 << 29)
-    rest = (turned & np.uint64((1 << 30) - 1)).astype(np.int32) - np.int32(1 << 29)
-    quadrant = (turned >> np.uint64(30)).astype(np.int32) & np.int32(3)
-    (z0, z2), (z1, z3) = _normal_pair_32(u, quadrant, rest.astype(np.float32) * np.float32(2.0**-30))
+    words = words.astype(np.uint32)
+    u = words[0::2] >> np.uint32(1)
+    u |= np.uint32(1)
+    quadrant = words[1::2] + np.uint32(1 << 29)
+    t = (quadrant & np.uint32((1 << 30) - 1)).view(np.int32)
+    t -= np.int32(1 << 29)
+    quadrant >>= np.uint32(30)
+    (z0, z2), (z1, z3) = _normal_pair_32(_scaled(u, 2.0**-31), quadrant.view(np.int32), _scaled(t, 2.0**-30))
     return np.stack((z0, z1, z2, z3), axis=1).reshape(-1)
+
+
+def _scaled(words: Any, unit: float) -> Any:
+    """32-bit words below 2³¹, in units, float32. Of integers, only signed ones of 32 bits become floats in vectors."""
+    x = words.view(np.int32).astype(np.float32)
+    x *= np.float32(unit)
+    return x
 
 
 def _normal_64(words: Any) -> Any:
