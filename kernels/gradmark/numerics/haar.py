@@ -188,7 +188,7 @@ def blocks(m: int, n: int) -> list[tuple[int, int]]:
     result = []
     start = 0
     while start < n:
-        size = min(BLOCK, max(16, (m - start) // 4))
+        size = min(BLOCK, max(32, (m - start) // 2))
         result.append((start, min(start + size, n)))
         start += size
     return result

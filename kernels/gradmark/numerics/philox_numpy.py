@@ -18,7 +18,12 @@ from gradmark.numerics.philox_transforms import transforms
 Function = Callable[..., Any]
 
 CHUNK = 1 << 13
-"""Blocks at a time: the ten or so arrays of 64 KiB that a chunk needs stay in a core's own cache."""
+"""Blocks at a time: where they are an eighth of that, the calls of NumPy take as long as the arithmetic. Two threads
+that share the chunks are slower than one: each call would hand the GIL over."""
+
+# Once in a process. glibc returns freed memory from 128 KiB on to the system, until a larger array was freed: then it
+# keeps twice as much. Else each chunk's intermediate results come as new pages, for two to three times the time.
+np.empty(8 << 20, np.uint8)
 
 _MASK = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
@@ -91,7 +96,7 @@ def fill_gumbel(out: Any, first: Any, seed: int) -> None:
 def block(c0: Any, c1: Any, c2: Any, c3: Any, k0: int, k1: int) -> tuple[Any, Any, Any, Any]:
     """Philox4x32-10 of the counters (c0, c1, c2, c3): 32-bit words in uint64 arrays."""
     words = np.stack((c0, c1, c2, c3))
-    _encrypt(words, k0, k1)
+    _encrypt(words, k0, k1, np.empty_like(words[:2]))
     return words[0], words[1], words[2], words[3]
 
 
@@ -100,24 +105,27 @@ def _fill(out: Any, first: Any, seed: int, per_block: int, elements: Function) -
         for run, start in zip(out, first, strict=True):
             _fill(run, int(start), seed, per_block, elements)
         return
+    scratch = np.empty((6, min(CHUNK, out.size // per_block + 2)), np.uint64)
     for block_index, count, target, source in chunks(first, out.size, per_block, CHUNK):
-        out[target] = elements(_words(block_index, count, seed))[source]
+        out[target] = elements(_words(block_index, count, seed, scratch))[source]
 
 
-def _words(block_index: int, count: int, seed: int) -> Any:
-    """The words of `count` blocks, (4, count), uint64."""
-    words = np.zeros((4, count), np.uint64)
-    index = np.arange(count, dtype=np.uint64) + np.uint64(block_index)
+def _words(block_index: int, count: int, seed: int, scratch: Any = None) -> Any:
+    """The words of `count` blocks, (4, count), uint64; in `scratch`, (6, count) or wider, where it is given."""
+    scratch = np.empty((6, count), np.uint64) if scratch is None else scratch[:, :count]
+    words = scratch[:4]
+    index = np.arange(block_index, block_index + count, dtype=np.uint64)
     np.bitwise_and(index, _MASK, out=words[0])
     np.right_shift(index, _32, out=words[1])
-    _encrypt(words, *key(seed))
+    words[2:] = 0
+    _encrypt(words, *key(seed), scratch[4:])
     return words
 
 
-def _encrypt(words: Any, k0: int, k1: int) -> None:
+def _encrypt(words: Any, k0: int, k1: int, products: Any) -> None:
     """The rounds of Philox4x32-10, in place: new arrays for each step took as long again as the arithmetic."""
     c0, c1, c2, c3 = words
-    p0, p1 = np.empty_like(c0), np.empty_like(c0)
+    p0, p1 = products
     m0, m1 = np.uint64(M0), np.uint64(M1)
     for step in range(ROUNDS):
         np.multiply(c0, m0, out=p0)
