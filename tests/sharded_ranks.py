@@ -291,6 +291,11 @@ def refused(world):
             distribute_tensor(nan.view(2, 12), last_mesh, [Shard(1), Shard(0)][-last_mesh.ndim :], src_data_rank=None),
             by_qr,
         ),
+        # On the last of two processes only: the first holds all that there is, in one piece.
+        "gaps on one": (
+            distribute_tensor(torch.full((2, 6, 1), torch.nan), mesh, [Shard(2)], src_data_rank=None),
+            init.orthogonal_,
+        ),
         "gaps": (distribute_tensor(nan.view(2, 2, 6), mesh, [Shard(2)], src_data_rank=None), init.orthogonal_),
         "not by the rule": (
             DTensor.from_local(nan.clone(), mesh, [Shard(0)], run_check=False, shape=(100, 4), stride=(4, 1)),

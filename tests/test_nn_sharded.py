@@ -99,13 +99,14 @@ def test_what_cannot_be_filled_is_refused(results, world):
         assert "accepted: Shard and Replicate. Redistribute it first" in messages["partial"]
         assert "local tensor has shape (6, 4); a DTensor of shape (100, 4)" in messages["not by the rule"]
     if world == 1:
-        assert not {"whole matrices", "gaps", "too square", "the shorter side"} & set(last)
+        assert not {"whole matrices", "gaps", "gaps on one", "too square", "the shorter side"} & set(last)
         assert "not in the mesh" not in last
     else:
         assert "method='polar' makes whole matrices" in last["whole matrices"]
         assert "shard dimension 0 or 1, in one piece" in last["gaps"]
         # By all processes, or the others would wait.
         for messages in results[world]["messages"]:
+            assert "shard dimension 0 or 1, in one piece" in messages["gaps on one"]
             assert "more than twice the other, not 6 x 4; take method='householder'" in messages["too square"]
             assert "cut the shorter one of shape (2, 12)" in messages["the shorter side"]
         assert "not in the mesh" not in first

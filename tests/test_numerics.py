@@ -20,7 +20,7 @@ from gradmark.catalog import backward_of
 
 numba = pytest.importorskip("numba")
 
-from gradmark.numerics import coefficients, compile_cache, fit, fused  # noqa: E402
+from gradmark.numerics import by_address, coefficients, compile_cache, fit, fused  # noqa: E402
 from gradmark.numerics.elementary import elementary  # noqa: E402
 from gradmark.numerics.evaluate import evaluated  # noqa: E402
 from gradmark.reference import error_in_ulp  # noqa: E402
@@ -282,6 +282,35 @@ def test_a_forked_child_computes(code):
     """OpenMP would end it: "fork() called from a process already using GNU OpenMP"."""
     command = [sys.executable, "-W", "ignore", "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, timeout=120).stdout.strip() == "0"
+
+
+def test_a_loop_calls_kernels_of_the_types_that_it_was_compiled_for_only(tmp_path, monkeypatch):
+    """By its address alone, machine code takes whatever it is given for what it expects."""
+    monkeypatch.setenv("GRADMARK_CACHE_DIR", str(tmp_path))
+    array = numba.float32[::1]
+
+    def times(out, factor):
+        for i in range(out.size):
+            out[i] *= factor
+
+    def rows(address, out):
+        for i in numba.prange(2):
+            by_address.call(address, (out[i : i + 1], 3.0))
+
+    def of_integers(address, out):
+        for i in numba.prange(2):
+            by_address.call(address, (out[i : i + 1], i))
+
+    kernel = compile_cache.jit(times, numba.void(array, numba.float64), name="times-of-this-test")
+    out = np.array([1, 2, 4], np.float32)
+    by_address.bound("rows-of-this-test", rows, numba.void(array), kernel)(out)
+    assert out.tolist() == [3, 6, 4]
+    with pytest.raises(numba.core.errors.TypingError, match="no kernel of this loop takes"):
+        by_address.bound("integers-of-this-test", of_integers, numba.void(array), kernel)
+    # Another kernel is another loop, whatever the name.
+    other = compile_cache.jit(lambda out, factor: None, numba.void(array, numba.int64), name="none-of-this-test")
+    with pytest.raises(numba.core.errors.TypingError, match="no kernel of this loop takes"):
+        by_address.bound("rows-of-this-test", rows, numba.void(array), other)
 
 
 COUNT_COMPILATIONS = """

@@ -34,11 +34,13 @@ def receive(tensor: Any, rank: int, group: Any) -> Any:
 
 def _finish(start: Callable[[], Any], device: Any) -> None:
     try:
+        # To start may fail too, where it is known already that the other process has died.
         work = start()
         # On other devices it is their queue that waits, and the process group that ends it.
         work.wait(timeout=TIMEOUT) if device.type == "cpu" else work.wait()
     except RuntimeError as error:
+        limit = f", or has not answered for {TIMEOUT.total_seconds():g} s" if device.type == "cpu" else ""
         raise RuntimeError(
-            f"orthogonal_: a process that holds other rows has died, or has not answered for"
-            f" {TIMEOUT.total_seconds():g} s; this part of the weight is not initialized ({error})"
+            f"orthogonal_: a process that holds other rows has died{limit};"
+            f" this part of the weight is not initialized ({error})"
         ) from error

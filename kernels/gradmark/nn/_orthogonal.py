@@ -16,7 +16,7 @@ import torch
 
 from gradmark.nn import _messages, _tsqr
 from gradmark.nn._fill import fill_normal, gaussian
-from gradmark.nn._shards import Part, sharding
+from gradmark.nn._shards import Part, parts_of_all, sharding
 from gradmark.numerics import haar, haar_torch
 
 
@@ -67,19 +67,26 @@ def _check_rows(tensor: Any, size: tuple[int, int], wide: bool) -> None:
 
 
 def _rectangle(tensor: Any, part: Part, size: tuple[int, int], wide: bool) -> haar_torch.Part:
-    """The part of the tall matrix that this process holds; ValueError where it is no rectangle."""
-    of_rows, of_columns = _interval(part.shape[:1], part.intervals[:1]), _interval(part.shape[1:], part.intervals[1:])
+    """The part of the tall matrix that this process holds; ValueError, on all processes, where one holds none."""
+    # A process that alone refuses would leave the others waiting for its sums.
+    for of_one in parts_of_all(tensor).flat:
+        _sides(of_one)
+    of_rows, of_columns = _sides(part)
     down, across = (of_columns, of_rows) if wide else (of_rows, of_columns)
     return haar_torch.Part(size, down, across, _sum_over_processes(tensor, outputs=not wide))
 
 
+def _sides(part: Part) -> tuple[tuple[int, int], tuple[int, int]]:
+    """From and up to which row and column a part of the weight (out, rest) reaches; ValueError where it has gaps."""
+    return _interval(part.shape[:1], part.intervals[:1]), _interval(part.shape[1:], part.intervals[1:])
+
+
 def _interval(lengths: tuple[int, ...], intervals: tuple[tuple[range, ...], ...]) -> tuple[int, int]:
-    """From and up to which index of these dimensions, as one, a part reaches; ValueError where it has gaps."""
     inner = math.prod(lengths[1:])
     if len(intervals[0]) > 1 or any(i != (range(n),) for n, i in zip(lengths[1:], intervals[1:], strict=True)):
         raise ValueError(
             f"orthogonal_ fills whole rows or columns of the weight as a matrix (out, rest), or a rectangle of it;"
-            f" of the dimensions {lengths} this process holds {intervals}: shard dimension 0 or 1, in one piece"
+            f" of the dimensions {lengths} a process holds {intervals}: shard dimension 0 or 1, in one piece"
         )
     (interval,) = intervals[0] or (range(0),)
     return interval.start * inner, interval.stop * inner

@@ -69,6 +69,16 @@ def sharding(tensor: Any) -> tuple[int, ...]:
     return tuple(d for d, placement in placements if not placement.is_replicate() and tensor.device_mesh.size(d) > 1)
 
 
+def parts_of_all(tensor: Any) -> Any:
+    """What each process holds of a DTensor, by its place in the mesh, as an array of `Part`; of replicas, the first."""
+    mesh, dimensions = tuple(tensor.device_mesh.shape), sharding(tensor)
+    places = tuple(size if d in dimensions else 1 for d, size in enumerate(mesh))
+    parts = np.empty(places, object)
+    for place in np.ndindex(places):
+        parts[place] = sharded(tuple(tensor.shape), mesh, place, tensor.placements)
+    return parts
+
+
 def sharded(shape: tuple[int, ...], mesh: Sequence[int], coordinate: Sequence[int], placements: Sequence[Any]) -> Part:
     """The part that the process at `coordinate` of a mesh holds; ValueError for a placement that is no sharding.
 

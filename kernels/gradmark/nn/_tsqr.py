@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from gradmark.nn._messages import receive, send
-from gradmark.nn._shards import sharded, sharding
+from gradmark.nn._shards import parts_of_all, sharding
 
 
 def replace_by_q(rows: Any, tensor: Any) -> None:
@@ -128,10 +128,8 @@ def _steps(tensor: Any, n: int) -> Iterator[_Send | _Meet]:
 
 def _rows(tensor: Any, n: int) -> Any:
     """How many rows each process holds, by its place in the mesh; of replicas, the first."""
-    mesh, dimensions = tuple(tensor.device_mesh.shape), sharding(tensor)
-    places = tuple(size if d in dimensions else 1 for d, size in enumerate(mesh))
-    parts = (sharded(tuple(tensor.shape), mesh, place, tensor.placements) for place in np.ndindex(places))
-    return np.array([math.prod(part.local_shape) // n for part in parts]).reshape(places)
+    parts = parts_of_all(tensor)
+    return np.array([math.prod(part.local_shape) // n for part in parts.flat]).reshape(parts.shape)
 
 
 def _lines(index: int, length: int) -> list[range]:
