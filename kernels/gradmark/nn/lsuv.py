@@ -102,7 +102,7 @@ def lsuv_(
     scaler = _Scaler(tolerance, positive_int(max_iterations, "max_iterations"))
     with torch.no_grad(), _weights_restored_on_error(layers), _evaluation(module):
         _make_orthogonal(layers, seed)
-        with scaler.hooked(layers):
+        with scaler.hooked(layers), _noted(f"while lsuv_ called the module with {', '.join(map(_described, inputs))}"):
             module(*inputs)
         if not scaler.scalings:
             raise ValueError(f"no layer runs when the module is called; its layers: {', '.join(map(repr, layers))}")
@@ -163,8 +163,8 @@ class _Scaler:
             if iterations == self._max_iterations:
                 raise RuntimeError(
                     f"layer {name!r}: the variance of the output is {variance:.6g} after {iterations} iterations, from"
-                    f" {before:.6g} with orthogonal weights; wanted: 1 ± {self._tolerance:g}. A bias that varies too"
-                    " much is not scaled; else give a larger tolerance or more iterations"
+                    f" {before:.6g} with orthogonal weights; wanted: 1 ± {self._tolerance:g}."
+                    f" {_advice(before, variance)}"
                 )
             layer.weight.div_(math.sqrt(variance))
             output = layer.forward(*args, **kwargs)
@@ -173,6 +173,26 @@ class _Scaler:
         self._scaled.add(id(layer.weight))
         self.scalings[name] = Scaling(before, variance, iterations)
         return output
+
+
+def _advice(before: float, after: float) -> str:
+    if after == before:
+        return "Scaling the weight changes nothing: the inputs of the layer are zeros for this batch; give another"
+    return "A bias that varies too much is not scaled; else give a larger tolerance or more iterations"
+
+
+@contextlib.contextmanager
+def _noted(what: str) -> Iterator[None]:
+    """An error that the module raises says with what it was called."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(what)
+        raise
+
+
+def _described(x: Any) -> str:
+    return f"a tensor {tuple(x.shape)}" if isinstance(x, torch.Tensor) else f"a {type(x).__name__}"
 
 
 def _variance(output: Any, name: str) -> float:
