@@ -260,7 +260,8 @@ def _print_checks(checks: Sequence[Check], unusable: Mapping[str, str | None], u
         marks = "".join(f"[{notes.setdefault(remark, len(notes) + 1)}]" for remark in remarks)
         grid.add_row(
             check.operation,
-            check.operation_pass,
+            # Of a pass by a method, that on a line of its own.
+            check.operation_pass.replace(" (", "\n("),
             check.target,
             check.dtype,
             f"{check.worst:.3g}",
