@@ -21,7 +21,7 @@ from gradmark.numerics.by_address import call
 from gradmark.numerics.elementary import elementary, inlined
 from gradmark.numerics.fused import CHUNK, PARALLEL
 from gradmark.numerics.plans import Plan, array_types, known_of, two_sum
-from gradmark.numerics.variants import Kernel, Shared
+from gradmark.numerics.variants import ALONE, Kernel, Shared
 
 Function = Callable[..., Any]
 
@@ -119,42 +119,43 @@ def _in_chunks(
 SHARED = {PARALLEL: Shared("columns", _in_chunks, _type)}
 
 
-def build_gathered(plan: Plan, dtype: str, kind: str, aliased: int | None) -> tuple[Kernel, Any]:
-    """The kernel for small slabs, and its signature."""
-    task, two = _task(plan, dtype), plan.logit is None
-
-    def kernel(a: Any, b: Any, length: int, inner: int, out: Any, first: int, last: int) -> None:
-        slab, each = length * inner, WIDTH // inner
-        s, t, stage = np.empty(NUMBERS, out.dtype), np.empty(SUMS), np.empty((3, WIDTH), out.dtype)
-        size = length * WIDTH
-        x, w, y = np.empty(size, out.dtype), np.empty(size, out.dtype), np.empty(size, out.dtype)
-        places = _places(length, inner)
-        for index in range(first, last):
-            low, high = index * each * slab, min((index + 1) * each * slab, out.size)
-            _gather(a[low:high], places, inner, x)
-            if two:
-                _gather(b[low:high], places, inner, w)
-            columns = (high - low) // length
-            task(x, w, y, 0, size, WIDTH, WIDTH, length, 1, columns, False, s, t, stage)
-            _scatter(y, places, inner, out[low:high])
-
-    return kernel, _gathered_type(dtype, part=True)
-
-
-def _gathered_type(dtype: str, *, part: bool = False) -> Any:
+def _gathered_type(dtype: str) -> Any:
     source, target = array_types(dtype)
-    return types.void(source, source, types.int64, types.int64, target, *[types.int64] * (2 * part))
+    return types.void(source, source, types.boolean, types.int64, types.int64, target)
 
 
-def _gathered_in_chunks(address: int, a: Any, b: Any, length: int, inner: int, out: Any) -> None:
-    slabs = WIDTH // inner
-    count = (out.size // (length * inner) + slabs - 1) // slabs
-    each = max(1, count * CHUNK // out.size)
-    for chunk in prange((count + each - 1) // each):
-        call(address, (a, b, length, inner, out, chunk * each, min((chunk + 1) * each, count)))
+def _gathered_in_batches(address: int, a: Any, b: Any, two: bool, length: int, inner: int, out: Any) -> None:
+    """Blocks of lines for the kernel of wide slabs: each a slab of WIDTH columns, which small slabs fill side by side.
+
+    What is left of a block holds zeros: it is computed, and no part of the result.
+    """
+    slab, block = length * inner, length * WIDTH
+    # Slabs of a block, and of one call of the kernel.
+    each = WIDTH // inner
+    together = each * max(1, CHUNK // block)
+    count = out.size // slab
+    for batch in prange((count + together - 1) // together):
+        first, last = batch * together, min((batch + 1) * together, count)
+        blocks = (last - first + each - 1) // each
+        x, y, places = np.empty(blocks * block, out.dtype), np.empty(blocks * block, out.dtype), _places(length, inner)
+        w = x
+        if two:
+            w = np.empty(blocks * block, out.dtype)
+        if WIDTH % inner or (last - first) % each:
+            x[:] = 0.0
+            w[:] = 0.0
+        for i in range(blocks):
+            low, high = (first + i * each) * slab, min(first + (i + 1) * each, last) * slab
+            _gather(a[low:high], places, inner, x[i * block :])
+            if two:
+                _gather(b[low:high], places, inner, w[i * block :])
+        call(address, (x, w, blocks, length, WIDTH, 1, WIDTH, False, y, 0, blocks))
+        for i in range(blocks):
+            low, high = (first + i * each) * slab, min(first + (i + 1) * each, last) * slab
+            _scatter(y[i * block :], places, inner, out[low:high])
 
 
-SHARED_GATHERED = {PARALLEL: Shared("gathered", _gathered_in_chunks, _gathered_type)}
+SHARED_GATHERED = {kind: Shared("gathered", _gathered_in_batches, _gathered_type) for kind in (ALONE, PARALLEL)}
 
 
 def _task(plan: Plan, dtype: str) -> Function:

@@ -27,7 +27,7 @@ from gradmark.numerics.fused import BLOCK, CHUNK, PARALLEL, PARALLEL_FROM, STREA
 from gradmark.numerics.plans import Plan, array_types, known_of, two_sum
 from gradmark.numerics.slabs import deliver, slabs
 from gradmark.numerics.streaming import fence, store_past_caches
-from gradmark.numerics.variants import Kernel, Shared, Variants
+from gradmark.numerics.variants import ALONE, Kernel, Shared, Variants
 
 Function = Callable[..., Any]
 
@@ -66,9 +66,9 @@ class Rows:
             )
 
         self._rows = variants("rows", _rows, _SHARED)
-        self._long = variants("long", _long, {})
+        self._long = variants("long", _long, _SHARED_LONG)
         self._columns = variants("columns", columns.build, columns.SHARED)
-        self._gathered = variants("gathered", columns.build_gathered, columns.SHARED_GATHERED)
+        self._gathered = self._columns.shared_by(columns.SHARED_GATHERED)
 
     def __call__(self, inputs: Sequence[Any], axis: int, out: Any) -> Any:
         """Fill `out`, and return it."""
@@ -85,9 +85,8 @@ class Rows:
         shared: tuple[Any, ...]
         if inner > 1 or length < SHORT_ROW:
             if columns.is_gathered(length, inner):
-                tasks = -(-outer // (columns.WIDTH // inner))
-                shared = a, b, length, inner, target
-                self._gathered(out.size, target, (*shared, 0, tasks), shared, streamed=False)
+                shared = a, b, len(inputs) == 2, length, inner, target
+                self._gathered(out.size, target, shared, shared, streamed=False)
             else:
                 groups, span = columns.tiling(length, inner)
                 tasks = outer * -(-inner // span)
@@ -348,42 +347,71 @@ _SHARED = {
 
 
 def _long(plan: Plan, dtype: str, kind: str, aliased: int | None) -> tuple[Kernel, Any]:
+    """One step of the work on a long row, on one piece of it or on what its pieces have found."""
     peaked, largest, from_key, sums, known, values, start, repeats, padding = _pieces(plan, dtype)
     inputs = _inputs(aliased)
-    source, target = array_types(dtype)
     integer = np.int32 if dtype == "float32" else np.int64
 
-    def kernel(a: Any, b: Any, length: int, out: Any) -> None:
-        parts = (length + PIECE - 1) // PIECE
-        tops, partial = np.empty(parts, integer), np.empty((3, parts))
-        for r in range(out.size // length):
-            end = (r + 1) * length
-            peak = padding
-            if peaked:
-                for i in prange(parts):
-                    low, high = r * length + i * PIECE, min(r * length + (i + 1) * PIECE, end)
-                    x, _ = inputs(a[low:high], b[low:high], out[low:high])
-                    tops[i] = largest(x)
-                peak = from_key(tops.max())
-            first, second = start, start - start
-            before = np.inf
-            while True:
-                for i in prange(parts):
-                    low, high = r * length + i * PIECE, min(r * length + (i + 1) * PIECE, end)
-                    x, w = inputs(a[low:high], b[low:high], out[low:high])
-                    total, rest, count = sums(x, w, out[low:high], peak, first, second)
-                    partial[0, i], partial[1, i], partial[2, i] = total, rest, count
-                total, rest, count = 0.0, 0.0, 0.0
-                for i in range(parts):
-                    total, rest = two_sum(total, rest + partial[1, i], partial[0, i])
-                    count += partial[2, i]
-                first, second = known(total, rest, count, peak)
-                if not repeats or count >= before:
-                    break
-                before = count
-            for i in prange(parts):
-                low, high = r * length + i * PIECE, min(r * length + (i + 1) * PIECE, end)
-                x, w = inputs(a[low:high], b[low:high], out[low:high])
-                values(x, w, out[low:high], peak, first, second)
+    def kernel(
+        a: Any, b: Any, length: int, out: Any, row: int, step: int, i: int, numbers: Any, tops: Any, partial: Any
+    ) -> None:
+        low, high = row * length + i * PIECE, min(row * length + (i + 1) * PIECE, (row + 1) * length)
+        x, w = inputs(a[low:high], b[low:high], out[low:high])
+        target = out[low:high]
+        if step == _BEGIN:
+            numbers[0], numbers[1], numbers[2] = padding, start, start - start
+            partial[_COUNT, -1] = np.inf
+            tops[-1] = peaked
+        elif step == _LARGEST:
+            tops[i] = largest(x)
+        elif step == _PEAK:
+            numbers[0] = from_key(integer(tops[:-1].max()))
+        elif step == _SUM:
+            total, rest, count = sums(x, w, target, numbers[0], numbers[1], numbers[2])
+            partial[0, i], partial[1, i], partial[_COUNT, i] = total, rest, count
+        elif step == _TOTAL:
+            total, rest, count = 0.0, 0.0, 0.0
+            for j in range(tops.size - 1):
+                total, rest = two_sum(total, rest + partial[1, j], partial[0, j])
+                count += partial[_COUNT, j]
+            numbers[1], numbers[2] = known(total, rest, count, numbers[0])
+            tops[-1] = repeats and count < partial[_COUNT, -1]
+            partial[_COUNT, -1] = count
+        else:
+            values(x, w, target, numbers[0], numbers[1], numbers[2])
 
-    return kernel, types.void(source, source, types.int64, target)
+    return kernel, _long_type(dtype, part=True)
+
+
+_BEGIN, _LARGEST, _PEAK, _SUM, _TOTAL, _VALUE = range(6)
+_COUNT = 2
+"""Of what is known of each piece, the place of the count; the others are the total and its rest."""
+
+
+def _long_type(dtype: str, *, part: bool = False) -> Any:
+    source, target = array_types(dtype)
+    found = [target, types.Array(types.int64, 1, "C"), types.Array(types.float64, 2, "C")]
+    return types.void(source, source, types.int64, target, *([types.int64] * 3 + found if part else []))
+
+
+def _long_in_pieces(address: int, a: Any, b: Any, length: int, out: Any) -> None:
+    parts = (length + PIECE - 1) // PIECE
+    # The last of each: of the row. What `tops` has there is whether the kernel asks for more.
+    numbers, tops, partial = np.empty(3, out.dtype), np.empty(parts + 1, np.int64), np.empty((3, parts + 1))
+    for row in range(out.size // length):
+        call(address, (a, b, length, out, row, _BEGIN, 0, numbers, tops, partial))
+        if tops[-1]:
+            for i in prange(parts):
+                call(address, (a, b, length, out, row, _LARGEST, i, numbers, tops, partial))
+            call(address, (a, b, length, out, row, _PEAK, 0, numbers, tops, partial))
+        again = True
+        while again:
+            for i in prange(parts):
+                call(address, (a, b, length, out, row, _SUM, i, numbers, tops, partial))
+            call(address, (a, b, length, out, row, _TOTAL, 0, numbers, tops, partial))
+            again = tops[-1] != 0
+        for i in prange(parts):
+            call(address, (a, b, length, out, row, _VALUE, i, numbers, tops, partial))
+
+
+_SHARED_LONG = {kind: Shared("long", _long_in_pieces, _long_type) for kind in (ALONE, PARALLEL)}

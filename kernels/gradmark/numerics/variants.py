@@ -15,9 +15,12 @@ from gradmark.numerics.fused import PARALLEL, PARALLEL_FROM, SERIAL, STREAM_FROM
 
 Kernel = Callable[..., Any]
 
+ALONE = "alone"
+"""A shared loop by one thread."""
+
 
 class Shared(NamedTuple):
-    """How several threads run the SERIAL variants of all kernels of a kind."""
+    """A loop that calls the SERIAL variants of all kernels of a kind: by several threads, or ALONE."""
 
     name: str
     loop: Kernel
@@ -37,7 +40,7 @@ class Variants:
         (dtype, kind, aliased) -> the Python function of a variant and its signature. `dtype` is a name, `kind` is
         SERIAL, PARALLEL or STREAMING, `aliased` the input that is the output or None.
     shared : dict
-        By kind, the loops that need no variant of their own.
+        By kind, the loops that need no variant of their own. With an ALONE, one thread runs that, not SERIAL.
     """
 
     def __init__(
@@ -49,8 +52,16 @@ class Variants:
         self.name = name
         self._build = build
         self._shared = shared
+        self._kernels = self
+        self._serial = ALONE if ALONE in shared else SERIAL
         self._compiled: dict[tuple[Any, str, int | None], Kernel] = {}
         self._compiling = threading.RLock()
+
+    def shared_by(self, shared: Mapping[str, Shared]) -> Variants:
+        """The same kernels, called by other loops: an ALONE and those of several threads."""
+        others = Variants(self.name, self._build, shared)
+        others._kernels = self
+        return others
 
     def __call__(
         self,
@@ -68,11 +79,11 @@ class Variants:
         """
         dtype = out.dtype
         if size < PARALLEL_FROM:
-            (self._compiled.get((dtype, SERIAL, aliased)) or self.get(dtype, SERIAL, aliased))(*serial)
+            (self._compiled.get((dtype, self._serial, aliased)) or self.get(dtype, self._serial, aliased))(*serial)
             return
         kind = STREAMING if streamed and aliased is None and out.nbytes >= STREAM_FROM else PARALLEL
         loops = (
-            lambda: self.get(dtype, SERIAL, aliased)(*serial),
+            lambda: self.get(dtype, self._serial, aliased)(*serial),
             lambda: self.get(dtype, kind, aliased)(*shared),
         )
         run(loops, size, ())
@@ -85,7 +96,7 @@ class Variants:
         with self._compiling:
             if (dtype, kind, aliased) not in self._compiled:
                 if kind in self._shared:
-                    variant = self._bound(dtype, kind, self.get(dtype, SERIAL, aliased))
+                    variant = self._bound(dtype, kind, self._kernels.get(dtype, SERIAL, aliased))
                 else:
                     function, signature = self._build(dtype.name, kind, aliased)
                     name = f"{self.name}-{kind}-{dtype.name}" + ("" if aliased is None else f"-in-place-{aliased}")
@@ -95,4 +106,4 @@ class Variants:
 
     def _bound(self, dtype: Any, kind: str, serial: Kernel) -> Kernel:
         name, loop, signature = self._shared[kind]
-        return by_address.bound(f"{name}-{kind}", loop, signature(dtype.name), serial)
+        return by_address.bound(f"{name}-{kind}", loop, signature(dtype.name), serial, parallel=kind != ALONE)

@@ -82,7 +82,7 @@ def _noise(size: int, wide: bool) -> Any:
     # The logarithms of one array of noise take a second: passes, axes, parameters and narrow dtypes share it.
     per_block, inside = (2, philox_numpy._inside_64) if wide else (4, philox_numpy._inside_32)
     drawn = np.empty(size)
-    for block, count, target, source in philox.chunks(0, size, per_block, philox_numpy.CHUNK):
+    for block, count, target, source in philox.chunks(0, size, per_block, philox_numpy.SMALLEST_CHUNK):
         drawn[target] = inside(philox_numpy._words(block, count, SEED))[source]
     with mpmath.workprec(_PRECISION_BITS):
         found = _each(lambda v: -mpmath.log(-mpmath.log(v)))(exactly(drawn))
