@@ -1,6 +1,7 @@
 """`gradmark.gelu(x)` and all the others: equal to the backend that serves, whatever arrays come in; who serves."""
 
 import asyncio
+import functools
 import inspect
 import os
 import pickle
@@ -37,8 +38,7 @@ def fresh(tmp_path, monkeypatch):
     monkeypatch.delenv("GRADMARK_BACKEND", raising=False)
     dispatch.forget()
     yield
-    dispatch.forget()
-    dispatch._machine.read_nothing()
+    dispatch.read_nothing()
 
 
 def usable(name):
@@ -195,6 +195,7 @@ class Spy:
             monkeypatch.setattr(namespace, name, self.wrapped(backend, getattr(namespace, name)))
 
     def wrapped(self, backend, function):
+        @functools.wraps(function)
         def served(*args, **keywords):
             self.calls.append(backend)
             return function(*args, **keywords)

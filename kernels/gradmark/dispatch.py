@@ -134,6 +134,12 @@ def forget() -> None:
         table.clear()
 
 
+def read_nothing() -> None:
+    """As if there were neither GRADMARK_BACKEND nor a profile: measurements and tests do not depend on them."""
+    forget()
+    _machine.read_nothing()
+
+
 class _Machine:
     """What is read once: the environment variable and the profile."""
 
@@ -146,7 +152,6 @@ class _Machine:
         self._read = False
 
     def read_nothing(self) -> None:
-        """As if there were neither: tests do not depend on what a machine has."""
         self.forget()
         self._read = True
 
@@ -212,14 +217,13 @@ class _Call(NamedTuple):
 class _Finder:
     """Finds who serves the calls of one function, and remembers it in its tables."""
 
-    def __init__(self, name: str, row: catalog.Operation, roles: list[str], leading: str) -> None:
+    def __init__(self, name: str, row: catalog.Operation, leading: str) -> None:
         self.of_arrays: dict[Any, Callable[..., Any]] = {}
         self.of_tensors: dict[Any, Callable[..., Any]] = {}
         _tables.extend((self.of_arrays, self.of_tensors))
         self._name = name
         self._row = row
         self._pass = catalog.FORWARD if name == row.name else catalog.BACKWARD
-        self._roles = roles
         self._leading = leading
 
     def find(self, array: Any, backend: Any, variant: Any = "") -> Callable[..., Any]:
@@ -280,8 +284,8 @@ class _Finder:
             return served
         if library == "numpy":
             dtypes = tuple(name for name in DTYPES[backend] if name in DTYPES["numpy"])
-            return crossing.arrays_by_torch(served, self._roles, NumpyArrays(backend, dtypes), otherwise)
-        return crossing.tensors_by_numpy(served, self._roles, TorchArrays(backend, DTYPES[backend]), otherwise)
+            return crossing.arrays_by_torch(served, NumpyArrays(backend, dtypes), otherwise)
+        return crossing.tensors_by_numpy(served, TorchArrays(backend, DTYPES[backend]), otherwise)
 
     def _function(self, backend: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(backends.backend(backend), self._name)
@@ -354,7 +358,7 @@ def _operation(
 ) -> Callable[..., Any]:
     names = [parameter.name for parameter in parameters]
     leading = next(role for role in ("grads", "x", "y") if role in names)
-    finder = _Finder(name, row, names, leading)
+    finder = _Finder(name, row, leading)
     variant = _variant(row)
     of_list = leading == "grads"
     lines = ["serve = find(grads, backend)"] if of_list else _look_up(leading, variant)
