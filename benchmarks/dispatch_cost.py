@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from . import _evidence
+
 FUNCTIONS = ("gelu", "gelu_backward")
 
 
@@ -26,14 +28,17 @@ class Pair(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and print a table; the exit code is 0."""
+    """Measure, and print a table; the exit code is 0, or 2 where the arguments or the budget do not allow it."""
+    return _evidence.command("benchmarks.dispatch_cost", arguments, _parser, _run, 2)
+
+
+def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
     from gradmark import console
 
-    options = _parser().parse_args(arguments)
-    pairs = list(_pairs(options.elements))
+    measured = list(pairs(options.elements))
     table = console.grid("call", "direct", "dispatched", "difference", "99 % interval")
-    for pair in pairs:
-        table.add_row(pair.name, *_measured(pair, options.budget / len(pairs)))
+    for pair in measured:
+        table.add_row(pair.name, *_measured(pair, options.budget / len(measured)))
     console.stdout().print(table)
     return 0
 
@@ -47,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _pairs(elements: int) -> Iterator[Pair]:
+def pairs(elements: int) -> Iterator[Pair]:
+    """What is measured, on arrays of so many elements."""
     import numpy as np
 
     import gradmark
@@ -73,21 +79,31 @@ def _pairs(elements: int) -> Iterator[Pair]:
 
 
 def _measured(pair: Pair, budget: float) -> tuple[str, str, str, str]:
-    """Times of both and their difference, in nanoseconds, as text."""
+    """Times of both and their difference, as text."""
+    direct, dispatched, difference = cost(pair, budget)
+    return (
+        f"{direct:.0f} ns",
+        f"{dispatched:.0f} ns",
+        f"{difference.median:+.0f} ns",
+        f"{difference.low:+.0f} to {difference.high:+.0f} ns",
+    )
+
+
+def cost(pair: Pair, budget: float) -> tuple[float, float, Any]:
+    """Nanoseconds of the direct call, of the dispatched one, and of the difference within a round, as an interval."""
+    from gradmark import console
     from gradmark.tracking import measure
 
     calls = {"direct": pair.direct, "dispatched": pair.dispatched}
     for call in calls.values():
         call()
     found = measure.measure(calls, budget=budget, limit=10 * budget, hopeless=float("inf"))
+    if not found.rounds:
+        raise console.UsageError(f"{pair.name}: not one round fits into {budget:.2g} s; give a larger --budget")
     direct, dispatched = found.by_round("direct"), found.by_round("dispatched")
     difference = measure.median_interval([1e9 * (dispatched[one] - direct[one]) for one in direct if one in dispatched])
-    medians = [1e9 * measure.median_interval(list(rounds.values())).median for rounds in (direct, dispatched)]
-    return (
-        *(f"{median:.0f} ns" for median in medians),
-        f"{difference.median:+.0f} ns",
-        f"{difference.low:+.0f} to {difference.high:+.0f} ns",
-    )
+    a, b = (1e9 * measure.median_interval(list(rounds.values())).median for rounds in (direct, dispatched))
+    return a, b, difference
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 """`gradmark.gelu(x)` and all the others: equal to the backend that serves, whatever arrays come in; who serves."""
 
 import asyncio
+import doctest
 import functools
 import inspect
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import numpy as np
 import pytest
+from benchmarks import dispatch_cost
 
 import gradmark
 from gradmark import backends, catalog, dispatch, profiles, workloads
@@ -315,18 +319,19 @@ def test_what_the_profile_names_may_be_missing(served_by, monkeypatch):
     assert served_by(ones("numpy", 4)) == "numpy"
 
 
-def test_a_backend_that_cannot_be_imported_is_passed_over(monkeypatch):
+@pytest.mark.parametrize("error", [ImportError, OSError])
+def test_a_backend_that_cannot_be_imported_is_passed_over(monkeypatch, error):
     real = dispatch._Finder._function
 
     def broken(self, backend):
         if backend == "numba":
-            raise ImportError("Numba needs NumPy 2.3 or less")
+            raise error("Numba needs NumPy 2.3 or less")
         return real(self, backend)
 
     monkeypatch.setattr(dispatch._Finder, "_function", broken)
     dispatch.forget()
     np.testing.assert_array_equal(gradmark.gelu(np.ones(3)), gradmark.backend("numpy").gelu(np.ones(3)))
-    with pytest.raises(ImportError, match="Numba needs NumPy"):
+    with pytest.raises(error, match="Numba needs NumPy"):
         gradmark.gelu(np.ones(3), backend="numba")
 
 
@@ -639,6 +644,30 @@ def test_a_profile_of_another_machine_under_this_ones_name(served_by):
     dispatch.forget()
     with pytest.warns(ProfileWarning, match="of another machine or other versions: processor abacus"):
         assert served_by(ones("numpy", 4)) == "numba"
+
+
+@pytest.mark.alone
+def test_dispatch_costs_at_most_a_microsecond():
+    """On the array of 100 elements, beside the direct call: beyond it only where the interval leaves no doubt."""
+    for pair in dispatch_cost.pairs(100):
+        if pair.name.endswith("array by numba"):
+            _, _, difference = dispatch_cost.cost(pair, 1.0)
+            assert difference.low < 1000.0, (pair.name, difference)
+
+
+def test_the_cost_of_dispatch_is_printed(capsys, monkeypatch):
+    first = next(dispatch_cost.pairs(3))
+    monkeypatch.setattr(dispatch_cost, "pairs", lambda elements: [first])
+    assert dispatch_cost.main(["--elements", "3", "--budget", "1s"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"gelu, array by numba +\d+ ns +\d+ ns +[+-]\d+ ns +[+-]\d+ to [+-]\d+ ns", printed)
+    monkeypatch.setattr(dispatch_cost, "pairs", lambda elements: [first._replace(direct=lambda: time.sleep(0.1))])
+    assert dispatch_cost.main(["--budget", "0.01s"]) == 2
+    assert "gelu, array by numba: not one round fits into 0.01 s; give a larger --budget" in capsys.readouterr().err
+
+
+def test_examples_run():
+    assert doctest.testmod(dispatch) == (0, 2)
 
 
 def test_no_name_of_an_operation_hides_one_of_the_package():

@@ -163,6 +163,22 @@ def test_every_field_is_checked():
             profiles.read(path)
 
 
+def test_a_file_that_was_cut_off_is_said():
+    path = profiles.save(profile(decision(point(8))))
+    text = path.read_text().rstrip()
+    for length in range(len(text)):
+        path.write_text(text[:length])
+        with pytest.raises(ProfileError):
+            profiles.read(path)
+
+
+def test_numbers_without_bounds():
+    path = profiles.save(profile(decision(point(8))))
+    path.write_text(path.read_text().replace('"ratio": 2.5', '"ratio": 1' + 400 * "0"))
+    with pytest.raises(ProfileError, match="is damaged: int too large"):
+        profiles.read(path)
+
+
 def test_a_corrupt_file_is_put_aside():
     path = profiles.path_of(Key.here())
     path.parent.mkdir()
@@ -332,3 +348,27 @@ def test_importing_profiles_is_light():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("torch", "visible", "expected"),
+    [
+        ("2.13.0", None, "NVIDIA A100 + NVIDIA H200"),
+        ("2.13.0", "0", "NVIDIA A100 + NVIDIA H200"),
+        ("2.13.0", "", None),
+        ("2.13.0", "-1", None),
+        ("2.13.0+cpu", None, None),
+        (None, None, None),
+    ],
+)
+def test_the_key_names_the_gpus_that_torch_may_use(tmp_path, monkeypatch, torch, visible, expected):
+    for place, model in (("0000:01:00.0", "NVIDIA H200"), ("0000:02:00.0", "NVIDIA A100")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 23\n")
+    monkeypatch.setattr(profiles, "_NVIDIA", tmp_path)
+    monkeypatch.setattr(profiles, "_version", lambda library: torch)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert Key.here().gpu == expected

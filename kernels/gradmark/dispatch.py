@@ -46,6 +46,10 @@ VARIABLE = "GRADMARK_BACKEND"
 _NATIVE = {"numpy": ("numpy", "numba"), "torch": ("torch",)}
 """The backends that take the arrays of each library as they are."""
 
+_BROKEN = (ImportError, OSError)
+"""What the import of a library raises that is installed but does not fit another one: as good as none. OSError: its
+shared objects, which it loads itself."""
+
 _selected: ContextVar[str | None] = ContextVar("gradmark.using", default=None)
 
 
@@ -272,8 +276,7 @@ class _Finder:
         own = self._function(call.library)
         for candidate in _ranking(self._row, self._pass, call):
             if _refusal(candidate, call, self._leading, "") is None:
-                # One that is installed but cannot be imported is as good as none.
-                with contextlib.suppress(ImportError):
+                with contextlib.suppress(*_BROKEN):
                     return self._served_by(candidate, call.library, own)
         # Nobody takes it: the array's own library says what it would take.
         return own
@@ -450,7 +453,7 @@ class _InitializerFinder:
             return self._served_by(wanted)
         for candidate in _ranking(self._row, catalog.FORWARD, call):
             if _refusal(candidate, call, "the result", "") is None:
-                with contextlib.suppress(ImportError):
+                with contextlib.suppress(*_BROKEN):
                     return self._served_by(candidate)
         return self._served_by("numpy")
 

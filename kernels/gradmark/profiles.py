@@ -38,6 +38,9 @@ Place = Literal["host", "host-to-device-and-back", "device"]
 PLACES: tuple[Place, ...] = ("host", "host-to-device-and-back", "device")
 """Where the arrays are: in the host's memory, there but computed on the device, or on the device before and after."""
 
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
+"""Where NVIDIA's driver lists its GPUs."""
+
 _LIBRARIES = ("numpy", "numba", "torch")
 _AGAIN = "`gradmark choose` measures again"
 
@@ -343,7 +346,7 @@ def read(path: Path) -> Profile:
         if schema != SCHEMA:
             raise ValueError(f"schema is {schema!r}, expected {SCHEMA}")
         return _profile(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ProfileError(f"the profile {path} is damaged: {what}; delete it, {_AGAIN}") from error
 
@@ -397,7 +400,7 @@ def _gpu(torch_version: str | None) -> str | None:
     if torch_version is None or torch_version.endswith("+cpu") or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return None
     models = []
-    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    for information in sorted(_NVIDIA.glob("*/information")):
         with contextlib.suppress(OSError):
             models += re.findall(r"^Model:\s*(.+?)\s*$", information.read_text(errors="replace"), re.MULTILINE)
     return " + ".join(sorted(models)) or None
