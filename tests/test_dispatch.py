@@ -628,6 +628,21 @@ def test_a_warning_that_is_an_error_is_raised_once(served_by):
     assert served_by(np.ones(4)) == "numba"
 
 
+def test_threads_wait_for_the_profile(monkeypatch):
+    """Without, those that come while the first one reads it would be served by the default, for good."""
+    save((4, ("numpy",)))
+    real = profiles.load
+    monkeypatch.setattr(profiles, "load", lambda: time.sleep(0.2) or real())
+    spy = Spy(monkeypatch, "gelu")
+    dispatch.forget()
+    threads = [threading.Thread(target=gradmark.gelu, args=(np.ones(4, "f4"),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert spy.calls == ["numpy"] * 4
+
+
 def test_stale_profiles_are_said_and_not_used(served_by):
     here = Key.here()
     save((4, ("numpy",)), key=Key(here.cpu, here.gpu, here.threads, {**here.versions, "numba": "0.1"}))

@@ -28,6 +28,7 @@ import math
 import numbers
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -148,6 +149,7 @@ class _Machine:
     """What is read once: the environment variable and the profile."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.forget()
 
     def forget(self) -> None:
@@ -170,32 +172,37 @@ class _Machine:
     def _read_once(self) -> None:
         if self._read:
             return
-        # First, so that a warning which the caller has made an error is raised once as well.
-        self._read = True
-        self._variable = os.environ.get(VARIABLE) or None
-        if self._variable is not None:
-            return
-        try:
-            self._profile = profiles.load()
-            old = [] if self._profile is not None else profiles.stale()
-        except ProfileError as error:
-            _warn(f"{error}. Until then the shipped default is used")
-            return
-        if old:
-            path, why = old[0]
-            _warn(
-                f"no profile of gradmark choose fits; {path.name}: {why}. `gradmark choose` makes one, until then the"
-                " shipped default is used"
-            )
+        message = None
+        # Another thread must wait: what it would decide without the profile would be remembered.
+        with self._lock:
+            if not self._read:
+                self._variable = os.environ.get(VARIABLE) or None
+                if self._variable is None:
+                    self._profile, message = _profile_and_complaint()
+                self._read = True
+        # At last, so that a warning which the caller has made an error is raised once as well.
+        if message is not None:
+            warnings.warn(message, ProfileWarning, stacklevel=_FRAMES)
 
 
-_FRAMES = 9
-"""From the function that warns up to the caller of a function of the catalog, for whom the warning is."""
+def _profile_and_complaint() -> tuple[profiles.Profile | None, str | None]:
+    """This machine's profile, and what is to be said where there is none that can be used."""
+    try:
+        profile = profiles.load()
+        old = [] if profile is not None else profiles.stale()
+    except ProfileError as error:
+        return None, f"{error}. Until then the shipped default is used"
+    if not old:
+        return profile, None
+    path, why = old[0]
+    return None, (
+        f"no profile of gradmark choose fits; {path.name}: {why}. `gradmark choose` makes one, until then the shipped"
+        " default is used"
+    )
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, ProfileWarning, stacklevel=_FRAMES)
-
+_FRAMES = 8
+"""From where the warning is given up to the caller of a function of the catalog, for whom it is."""
 
 _machine = _Machine()
 _tables: list[dict[Any, Callable[..., Any]]] = []
@@ -297,7 +304,7 @@ class _Finder:
 
 def _call(arrays: Sequence[Any], variant: str) -> _Call:
     """What the choice depends on in a call with these arrays, of which the first tells library and device."""
-    dtypes = {_name_of(array.dtype) for array in arrays}
+    dtypes = {str(array.dtype).removeprefix("torch.") for array in arrays}
     # Of several dtypes that which the fewest backends take: who serves must take them all.
     dtype = min(dtypes, key=lambda name: sum(name in accepted for accepted in DTYPES.values()))
     elements = sum(array.size if type(array) is np.ndarray else array.numel() for array in arrays)
