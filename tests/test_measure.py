@@ -1,6 +1,8 @@
 """The paired measurement: what it decides, what it leaves open, and how often it errs."""
 
+import hashlib
 import math
+import threading
 import time
 
 import numpy as np
@@ -444,3 +446,28 @@ def test_the_ruler_is_not_made_of_what_it_measures():
     probe = "import gradmark.tracking.measure, sys; print([m for m in sys.modules if m.startswith('gradmark')])"
     loaded = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "['gradmark', 'gradmark.tracking', 'gradmark.tracking.measure']"
+
+
+@pytest.mark.alone
+def test_settling_waits_for_a_thread_that_computes_and_for_none_that_sleeps():
+    sleeps = threading.Event()
+    sleeping = threading.Thread(target=sleeps.wait)
+    sleeping.start()
+    began = time.perf_counter()
+    ruler._settle()
+    assert time.perf_counter() - began < 0.009  # less than the shortest window of the clock
+    # Without the interpreter's lock, for tens of milliseconds.
+    computing = threading.Thread(target=hashlib.sha256, args=(bytes(2**25),))
+    computing.start()
+    ruler._settle()
+    computing.join(timeout=0.005)
+    assert not computing.is_alive()
+    sleeps.set()
+    sleeping.join()
+
+
+def test_where_the_system_does_not_tell_its_threads_the_clock_says_when_they_rest(monkeypatch):
+    monkeypatch.setattr(ruler, "_others_run", lambda: None)
+    began = time.perf_counter()
+    ruler._settle()
+    assert 0.01 <= time.perf_counter() - began < 1.0
