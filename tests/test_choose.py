@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from gradmark import catalog, workloads
+from gradmark import catalog, processor, workloads
 from gradmark.tracking import choice_table, choose, machine
 from gradmark.workloads import Prepared, UnavailableError, Workload
 
@@ -195,7 +195,7 @@ def test_a_result_file_says_where_it_comes_from():
     assert head["versions"]["numpy"]
     assert head["machine"]["cores"] >= 1
     assert head["machine"]["cpu"]
-    assert head["machine"]["vectors"] in (*machine.VECTOR_EXTENSIONS, None)
+    assert head["machine"]["vectors"] in (*processor.VECTOR_EXTENSIONS, None)
     assert head["commit"] is None or len(head["commit"]) == 40
 
 

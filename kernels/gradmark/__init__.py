@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradmark import drop_in, nn
     from gradmark.backends import BACKENDS, Backend, backend, why_unusable
-    from gradmark.errors import BackendUnavailableError, NonFiniteError
+    from gradmark.errors import BackendUnavailableError, NonFiniteError, ProfileError, ProfileWarning
     from gradmark.initializers.public import fans
 
 __version__ = "0.1.0"
@@ -21,6 +21,8 @@ _HOME = {
     "Backend": "gradmark.backends",
     "BackendUnavailableError": "gradmark.errors",
     "NonFiniteError": "gradmark.errors",
+    "ProfileError": "gradmark.errors",
+    "ProfileWarning": "gradmark.errors",
     "backend": "gradmark.backends",
     "drop_in": "gradmark.drop_in",
     "fans": "gradmark.initializers.public",
@@ -33,6 +35,8 @@ __all__ = [
     "Backend",
     "BackendUnavailableError",
     "NonFiniteError",
+    "ProfileError",
+    "ProfileWarning",
     "__version__",
     "backend",
     "drop_in",

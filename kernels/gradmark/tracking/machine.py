@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import gradmark
+from gradmark import processor
 
 SCHEMA = 1
 """Of the result files. Raise it when a field changes its meaning or goes; a new field does not."""
 
 _DISTRIBUTIONS = ("numpy", "numba", "llvmlite", "torch", "scipy")
-VECTOR_EXTENSIONS = ("avx512f", "avx2", "avx", "sse2", "sve", "asimd")
-"""As Linux calls them, the widest of a family first."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -74,9 +73,9 @@ def machine() -> dict[str, Any]:
     `vectors` tells the widest vector extension; None where the system does not.
     """
     return {
-        "cpu": _cpu_model(),
-        "vectors": _vectors(),
-        "cores": _usable_cores(),
+        "cpu": processor.model(),
+        "vectors": processor.vectors(),
+        "cores": processor.usable_cores(),
         "memory_bytes": _memory_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -98,35 +97,6 @@ def other_cpu_seconds() -> float | None:
     # cpu user nice system idle iowait irq softirq steal …, in ticks, see proc_stat(5).
     user, nice, system, _, _, irq, softirq, steal = map(int, first.split()[1:9])
     return (user + nice + system + irq + softirq + steal) / ticks - time.process_time()
-
-
-def _cpu_model() -> str:
-    # platform.processor() is empty on many Linux distributions, and "x86_64" on others.
-    return _cpuinfo("model name") or platform.processor() or platform.machine() or "unknown"
-
-
-def _vectors() -> str | None:
-    flags = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
-    return next((name for name in VECTOR_EXTENSIONS if name in flags), None)
-
-
-def _cpuinfo(field: str) -> str | None:
-    """A field of the first processor, as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() == field and value.strip():
-            return value.strip()
-    return None
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_bytes() -> int | None:
