@@ -196,6 +196,11 @@ def of_row(row: catalog.Operation, *, small: bool = False) -> tuple[Workload, ..
     return tuple(_workloads(row, small))
 
 
+def class_name(operation: str, variant: str = "") -> str:
+    """What the asv suite calls the class of an operation: leaky_relu -> LeakyRelu."""
+    return "".join(part.capitalize() for part in f"{operation}_{variant}".split("_"))
+
+
 def open_target(gradmark: ModuleType, name: str) -> tuple[Any, Target]:
     """The namespace of the target called `name`, and the target.
 
@@ -388,8 +393,9 @@ def _matrix(elements: int) -> tuple[int, int]:
 
 def _weights(row: catalog.Initializer, elements: int) -> tuple[int, ...]:
     if row.dimensions[0] > 2:
-        channels = math.isqrt(elements // 3)
-        return channels, channels, 3
+        # delta_orthogonal takes no more inputs than outputs.
+        inputs, outputs = _matrix(elements // 4)
+        return outputs, inputs, 4
     return _matrix(elements)
 
 
