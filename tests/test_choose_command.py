@@ -61,7 +61,7 @@ def test_what_is_measured_is_saved_shown_and_explained(capsys, cache):
     assert "2^12 elements, the nearest measured to 5e3" in words
     assert "rounds x calls" in words
     assert "Numba's compilation" in words
-    assert "by `gradmark choose --ops identity --sizes 64,2^12 --budget 30s`" in words
+    assert "by `gradmark choose --ops identity --sizes '64,2^12' --budget 30s`" in words
     assert max(map(len, out.splitlines())) <= 80
 
 

@@ -169,6 +169,6 @@ def crossovers_beside(results: Iterable[Mapping[str, Any]], elements: int) -> li
         for (below, first), (above, second) in itertools.pairwise(decided)
         if first != second
     ]
-    under = [one for one in found if one.below <= elements]
-    over = [one for one in found if one.below > elements]
+    under = [one for one in found if one.above <= elements]
+    over = [one for one in found if one.above > elements]
     return [*under[-1:], *over[:1]]
