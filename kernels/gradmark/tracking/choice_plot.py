@@ -76,14 +76,16 @@ def plot(choice: Choice, file: str, *, title: str, copy_bytes_per_second: float 
     width, height = _PANEL_INCHES[0] * max(columns, 2), _PANEL_INCHES[1] * rows + 1.1
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=8, x=0.01, ha="left")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     several = len({subject[3:] for subject in panels}) > 1
     for ax, (subject, curve) in zip(axes, panels.items(), strict=False):
         _panel(ax, subject, curve, copy_bytes_per_second, several=several)
-    for ax in list(axes)[len(panels) :]:
+    elements = [finding.workload.elements for curve in panels.values() for finding in curve]
+    for ax in axes[: len(panels)]:
+        ax.set_xlim(min(elements) / 2, max(elements) * 2)
+    for ax in axes[len(panels) :]:
         ax.set_visible(False)
-    _legend(figure, panels.values(), copy_bytes_per_second)
+    _legend(figure, panels.values(), copy_bytes_per_second, title)
     try:
         figure.savefig(file, dpi=130)
     except OSError as error:
@@ -98,7 +100,7 @@ def _panel(
     more = f"\n{dtype}, {place}" if several else ""
     ax.set_title(f"{name} {operation_pass}{more}", fontsize=7, pad=3)
     for crossover in curves.crossovers(curve):
-        ax.axvspan(crossover.below, crossover.above, color=_CROSSOVER, alpha=0.45, linewidth=0)
+        ax.axvspan(crossover.below, crossover.above, facecolor=_CROSSOVER, edgecolor="#8A8000", alpha=0.35, linewidth=0.8)
     for target, (colour, marker) in _STYLES.items():
         there = [finding for finding in curve if target in finding.times]
         if there:
@@ -109,7 +111,7 @@ def _panel(
         ax.plot(elements, limit, color=_LIMIT, linestyle=":", linewidth=1.0, zorder=1)
         if len(elements) == 1:
             ax.axhline(limit[0], color=_LIMIT, linestyle=":", linewidth=1.0, zorder=1)
-    _scale(ax, curve)
+    _scale(ax)
 
 
 def _line(ax: Any, there: Sequence[Finding], target: str, colour: str, marker: str) -> None:
@@ -122,17 +124,15 @@ def _line(ax: Any, there: Sequence[Finding], target: str, colour: str, marker: s
         ax.vlines(*zip(*known, strict=True), color=colour, linewidth=2.4, alpha=0.45, zorder=2)
 
 
-def _scale(ax: Any, curve: Sequence[Finding]) -> None:
+def _scale(ax: Any) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
-    ends = [finding.workload.elements for finding in curve]
-    ax.set_xlim(min(ends) / 2, max(ends) * 2)
     ax.xaxis.set_major_locator(FixedLocator([2**power for power in range(4, 49, 4)]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"$2^{{{round(math.log2(value))}}}$"))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power_of_ten(value)))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.tick_params(labelsize=6, length=2, pad=1, labelbottom=True)
     ax.grid(visible=True, which="major", linewidth=0.3, alpha=0.6)
@@ -140,7 +140,11 @@ def _scale(ax: Any, curve: Sequence[Finding]) -> None:
         ax.spines[side].set_visible(False)
 
 
-def _legend(figure: Any, curves_drawn: Any, bandwidth: float | None) -> None:
+def _power_of_ten(value: float) -> str:
+    return f"{value:g}" if 0.01 <= value <= 1000 else f"$10^{{{round(math.log10(value))}}}$"
+
+
+def _legend(figure: Any, curves_drawn: Any, bandwidth: float | None, title: str) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -153,7 +157,10 @@ def _legend(figure: Any, curves_drawn: Any, bandwidth: float | None) -> None:
     if bandwidth is not None:
         text = f"memory limit: a copy's {bandwidth / 1e9:.3g} GB/s"
         handles.append(Line2D([], [], color=_LIMIT, linestyle=":", label=text))
-    handles.append(Patch(color=_CROSSOVER, alpha=0.45, label="the winner changes"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+    handles.append(Patch(facecolor=_CROSSOVER, edgecolor="#8A8000", alpha=0.35, label="the winner changes in between"))
+    figure.legend(
+        handles=handles, title=title, title_fontsize=8, alignment="left",
+        loc="outside upper left", ncols=3, fontsize=7, frameon=False,
+    )  # fmt: skip
     figure.supylabel("ns per element (bars: 99 % interval)", fontsize=7)
     figure.supxlabel("elements", fontsize=7)
