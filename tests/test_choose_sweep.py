@@ -271,6 +271,24 @@ def test_compilation_is_told_apart_from_the_rest_of_the_setup(monkeypatch):
     assert "Numba's compilation, which is in no time above either: 1.5 s (in 2 processes, 1 s)." in notes
 
 
+def test_where_there_is_no_time_to_compile_the_others_answer_without_numba(monkeypatch):
+    fake = Sleepers(monkeypatch, lambda name, elements: 0.006)
+    nothing = compile_ahead.Compilation()
+    choice = choose.choose([GELU], {"numpy": None, "numba": None}, budget=4.0, compilation=nothing)
+    (finding,) = choice.findings
+    assert finding.status == choose.MEASURED
+    assert set(finding.times) == {"numpy"}
+    assert fake.prepared == [("numpy", 1024)]
+    (table,) = choice_table.tables(choice)
+    assert [*table.columns[2].cells] == ["numpy 2^10 (without numba)"]
+    assert "not compiled within the budget" in " ".join(choice_table.footnotes(choice, budget=4.0))
+    # That is no answer for a call.
+    assert not choice_profile.profile(choice, "2026-01-01", profiles.Key.here()).decisions
+
+    choice = choose.choose([GELU], {"numpy": None, "numba": None}, budget=60.0, compilation=nothing)
+    assert set(choice.findings[0].times) == {"numpy", "numba"}
+
+
 # --- the plot
 
 

@@ -66,6 +66,14 @@ def test_a_burst_lasts_long_enough(clock):
     assert found.number["slow"] == 1
 
 
+def test_calibration_does_not_go_through_all_powers_of_ten(clock, monkeypatch):
+    bursts = []
+    timed = ruler._Runner._timed
+    monkeypatch.setattr(ruler._Runner, "_timed", lambda self, number: bursts.append(number) or timed(self, number))
+    ruler._Runner(work(clock, 2e-6), None).calibrate()
+    assert len(bursts) == 3  # One call, then a burst that is long enough, and once more to confirm it.
+
+
 def test_one_stall_does_not_pass_for_a_slow_candidate(clock):
     stalls = iter([0.02])
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 DONE, WRONG, COULD_NOT, INTERRUPTED = 0, 2, 3, 130
 
-COMPILE_SHARE = 0.5
-"""Of the budget: what compiling ahead may take at most, so that something is measured even where all is compiled."""
+COMPILE_SHARE = 0.4
+"""Of the budget, which compiling ahead may take even where the measurements at the first size need more."""
 
 _EXIT_CODES = (
     "exit codes: 0 done; 2 the command was wrong, or nothing could be measured or is saved; 3 another `gradmark choose`"
@@ -176,7 +176,7 @@ def _measure_alone(options: argparse.Namespace, began: float) -> int:
         if targets.get("numba") is None:
             compilation = compile_ahead.compile_ahead(
                 [workload for workload in planned if workload.dtype in _takes("numba")],
-                deadline=began + COMPILE_SHARE * options.budget,
+                deadline=began + _time_to_compile(options.budget, planned),
                 processes=_cores(options.threads),
                 before=display.compiling,
                 tick=display.tick,
@@ -189,6 +189,14 @@ def _measure_alone(options: argparse.Namespace, began: float) -> int:
         )  # fmt: skip
         bandwidth = _copy_bandwidth(options, choice)
     return _report(options, choice, head, bandwidth)
+
+
+def _time_to_compile(budget: float, planned: Sequence[Workload]) -> float:
+    """Seconds for compiling ahead: what the fewest rounds of all that is planned at the first size leave."""
+    from gradmark.tracking import choose
+
+    first = sum(workload.size == planned[0].size for workload in planned)
+    return max(COMPILE_SHARE * budget, budget - choose.RESERVE_SECONDS - choose.CELL_SECONDS * first)
 
 
 def _known_dtypes() -> list[str]:

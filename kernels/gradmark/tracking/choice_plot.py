@@ -26,7 +26,8 @@ _STYLES = dict(
 )  # fmt: skip
 """Okabe and Ito's blue, vermilion, bluish green and reddish purple."""
 
-_CROSSOVER, _LIMIT = "#F0E442", "#000000"
+_LIMIT = "#000000"
+_BAND: dict[str, Any] = {"facecolor": "#F0E442", "edgecolor": "#8A8000", "alpha": 0.35}
 
 
 class NoPlotError(RuntimeError):
@@ -100,7 +101,7 @@ def _panel(
     more = f"\n{dtype}, {place}" if several else ""
     ax.set_title(f"{name} {operation_pass}{more}", fontsize=7, pad=3)
     for crossover in curves.crossovers(curve):
-        ax.axvspan(crossover.below, crossover.above, facecolor=_CROSSOVER, edgecolor="#8A8000", alpha=0.35, linewidth=0.8)
+        ax.axvspan(crossover.below, crossover.above, **_BAND, linewidth=0.8)
     for target, (colour, marker) in _STYLES.items():
         there = [finding for finding in curve if target in finding.times]
         if there:
@@ -157,7 +158,7 @@ def _legend(figure: Any, curves_drawn: Any, bandwidth: float | None, title: str)
     if bandwidth is not None:
         text = f"memory limit: a copy's {bandwidth / 1e9:.3g} GB/s"
         handles.append(Line2D([], [], color=_LIMIT, linestyle=":", label=text))
-    handles.append(Patch(facecolor=_CROSSOVER, edgecolor="#8A8000", alpha=0.35, label="the winner changes in between"))
+    handles.append(Patch(**_BAND, label="the winner changes in between"))
     figure.legend(
         handles=handles, title=title, title_fontsize=8, alignment="left",
         loc="outside upper left", ncols=3, fontsize=7, frameon=False,

@@ -65,13 +65,18 @@ def profile(choice: Choice, created: str, key: Key) -> Profile:
     decisions = []
     for (operation, variant, operation_pass, dtype, place), curve in curves.by_subject(choice.findings).items():
         # Two names of a size may have as many elements: the last one counts.
-        points = {f.workload.elements: _point(f) for f in curve if f.status == choose.MEASURED}
+        points = {f.workload.elements: _point(f) for f in curve if _is_complete(f)}
         if points:
             decision = Decision(
                 operation, variant, operation_pass, dtype, _place(place), tuple(points[n] for n in sorted(points))
             )
             decisions.append(decision)
     return Profile(key, created, tuple(decisions))
+
+
+def _is_complete(finding: Finding) -> bool:
+    """Whether it is an answer for a call: one without Numba, for lack of time to compile, is none."""
+    return finding.status == choose.MEASURED and choose.NOT_COMPILED not in finding.absent.values()
 
 
 def _place(name: str) -> profiles.Place:
@@ -131,7 +136,7 @@ def _save_evidence(choice: Choice, head: Mapping[str, Any], key: Key) -> None:
     measured = {name: head[name] for name in ("created", "command", "commit", "machine", "versions")}
     measured["threads"] = key.threads
     measured["others_cores"] = choice.others_cores
-    new = [{**finding_record(f), "measured": measured} for f in choice.findings if f.status == choose.MEASURED]
+    new = [{**finding_record(f), "measured": measured} for f in choice.findings if _is_complete(f)]
     with _locked(path.parent / ".lock"):
         try:
             old = evidence(key)

@@ -83,7 +83,8 @@ def _winners(curve: Sequence[Finding]) -> str:
     if not found:
         status = next((f.status for f in curve if f.status != choose.BUDGET), choose.BUDGET)
         return f"not measured ({_NOT_MEASURED[status]})"
-    return " | ".join(range_text(one) for one in found)
+    without = any(choose.NOT_COMPILED in finding.absent.values() for finding in curve)
+    return " | ".join(range_text(one) for one in found) + (" (without numba)" if without else "")
 
 
 def range_text(one: curves.Range) -> str:

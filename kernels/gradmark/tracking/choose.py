@@ -41,6 +41,15 @@ SMALLEST_SHARE = 0.1
 REFINEMENTS = 2
 """Sizes by which a curve is expected to be refined: for so many, time is left where there are few curves."""
 
+CELL_SECONDS = 0.4
+"""What the fewest rounds of a workload were seen to take on two quiet cores, with the preparation."""
+
+COMPILE_SECONDS = 6.0
+"""What compiling one kernel may take: the slowest took 5 s on two cores of 2021."""
+
+NOT_COMPILED = "not compiled within the budget; a second run goes on where this one ended"
+"""Why Numba does not take part in a workload for which there was time otherwise. No profile is made of it."""
+
 MEASURED = "measured"
 BUDGET = "budget"
 INTERRUPTED = "interrupted"
@@ -209,11 +218,13 @@ def choose(
     interrupted = False
     try:
         setups: list[float] = []
-        for finding, others_waiting in _in_turn(findings, refine):
-            # A compilation cannot be broken off, so none is begun that may last beyond the budget.
+        for position, (finding, others_waiting, of_same_size) in enumerate(_in_turn(findings, refine)):
+            # What prepares a workload cannot be broken off, so none is begun that may last beyond the budget.
             left = deadline - time.perf_counter() - max(setups, default=0.0)
             if left <= 0:
                 break
+            if compilation and compile_ahead.kernel_of(finding.workload) not in compilation.seconds:
+                _compile_or_do_without(finding, targets, left - CELL_SECONDS * (1 + of_same_size))
             if before is not None:
                 before(finding.workload)
             findings[finding.workload, finding.place] = finding
@@ -221,7 +232,8 @@ def choose(
             _measure(finding, targets, max(share, SMALLEST_SHARE), deadline, tick)
             if finding.status == INTERRUPTED:
                 raise KeyboardInterrupt
-            setups.append(sum(finding.setup_seconds.values()) + (finding.compile_seconds or 0.0))
+            if position:  # The first one imports the libraries, and no other does.
+                setups.append(sum(finding.setup_seconds.values()))
     except KeyboardInterrupt:
         interrupted = True
         for finding in findings.values():
@@ -251,19 +263,34 @@ def _takes_part(name: str, place: Place) -> bool:
     return {"host": on_cpu, "device": not on_cpu, "host-to-device-and-back": True}[place]
 
 
-def _in_turn(findings: Mapping[Cell, Finding], refine: bool) -> Iterator[tuple[Finding, int]]:
-    """What is measured next, and how many others wait; then, where asked for, sizes between those of two winners."""
+def _in_turn(findings: Mapping[Cell, Finding], refine: bool) -> Iterator[tuple[Finding, int, int]]:
+    """What is measured next, how many others wait, and how many of these at the same size.
+
+    After what is planned, where asked for, sizes between those of two winners.
+    """
     planned = list(findings.values())
-    curves_planned = len({curves.subject(finding) for finding in planned})
+    refinements = REFINEMENTS * len({curves.subject(finding) for finding in planned}) if refine else 0
+    waiting_at: dict[str, int] = {}
+    for finding in planned:
+        waiting_at[finding.workload.size] = waiting_at.get(finding.workload.size, 0) + 1
     for position, finding in enumerate(planned):
-        yield finding, len(planned) - position - 1 + (REFINEMENTS * curves_planned if refine else 0)
+        waiting_at[finding.workload.size] -= 1
+        yield finding, len(planned) - position - 1 + refinements, waiting_at[finding.workload.size]
     while refine:
         waiting = list(curves.to_refine(findings.values()))
         if not waiting:
             return
         finding, elements = waiting[0]
         workload = dataclasses.replace(finding.workload, size=str(elements))
-        yield Finding(workload, BUDGET, finding.place), len(waiting) - 1
+        yield Finding(workload, BUDGET, finding.place), len(waiting) - 1, 0
+
+
+def _compile_or_do_without(finding: Finding, targets: Mapping[str, str | None], spare: float) -> None:
+    """Leave Numba out where its kernel would have to be compiled in time that the others of this size need."""
+    if spare < COMPILE_SECONDS and finding.place != "device":
+        for name, reason in targets.items():
+            if reason is None and workloads.TARGETS[name].backend == "numba":
+                finding.absent[name] = NOT_COMPILED
 
 
 def _others_cores(before: float | None, elapsed: float) -> float | None:
@@ -282,7 +309,7 @@ def _measure(
     """Fill in the finding; it stays at "budget" where the deadline comes first."""
     ready = {}
     for name, reason in targets.items():
-        if reason is not None or not _takes_part(name, finding.place):
+        if reason is not None or not _takes_part(name, finding.place) or name in finding.absent:
             continue
         if time.perf_counter() >= deadline:
             return

@@ -323,9 +323,22 @@ class _Runner:
                 confirmed = True
                 continue
             confirmed = False
+            if self.number == 1:
+                self.number = max(2, self._guess())
+                continue
             # At most tenfold: a first burst can be far slower than the next.
             wanted = math.ceil(1.1 * BURST_SECONDS / max(self.per_call, 1e-9))
             self.number = max(self.number + 1, min(10 * self.number, wanted))
+
+    def _guess(self) -> int:
+        """How many calls last for BURST_SECONDS, by a few calls. No more: a stall among them makes it too few only."""
+        began, calls, lasted = _clock(), 0, 0.0
+        while calls < RETRY_CALLS and lasted < BURST_SECONDS:
+            self.call()
+            if self.synchronize is not None:
+                self.synchronize()
+            calls, lasted = calls + 1, _clock() - began
+        return max(1, math.ceil(1.1 * BURST_SECONDS * calls / max(lasted, 1e-6)))
 
     def _count_by_the_fastest_call(self) -> None:
         """Take more calls per burst where the fastest of them asks for it."""
