@@ -241,6 +241,14 @@ def test_the_first_compilation_brings_in_the_other_processes(monkeypatch):
     assert sorted(done.seconds.values()) == [0.25, 0.25, 0.25, 0.5]
 
 
+def test_what_takes_longest_to_compile_comes_last(monkeypatch):
+    asked = []
+    monkeypatch.setattr(compile_ahead, "compile_all", lambda of_kernel: asked.append(of_kernel[0].operation) or 0.0)
+    planned = choose.plan(["softmax", "batch_norm", "zeros", "gelu"], ["64"], ["float32"])
+    compile_ahead.compile_ahead(planned, deadline=1e99, processes=1)
+    assert asked == ["gelu", "gelu", "zeros", "softmax", "softmax", "batch_norm", "batch_norm"]
+
+
 def test_a_cache_that_cannot_be_written_to_leaves_compilation_to_this_process(monkeypatch):
     monkeypatch.setattr(compile_ahead, "compile_all", lambda of_kernel: 0.5)
     monkeypatch.setattr(compile_ahead, "_cache_is_writable", lambda: False)
