@@ -41,8 +41,8 @@ SMALLEST_SHARE = 0.1
 REFINEMENTS = 2
 """Sizes by which a curve is expected to be refined: for so many, time is left where there are few curves."""
 
-CELL_SECONDS = 0.4
-"""What the fewest rounds of a workload were seen to take on two quiet cores, with the preparation."""
+CELL_SECONDS = 0.5
+"""What the fewest rounds of a workload were seen to take on two quiet cores (0.46), with the preparation."""
 
 COMPILE_SECONDS = 6.0
 """What compiling one kernel may take: the slowest took 5 s on two cores of 2021."""

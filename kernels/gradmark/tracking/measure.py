@@ -324,7 +324,8 @@ class _Runner:
                 continue
             confirmed = False
             if self.number == 1:
-                self.number = max(2, self._guess())
+                # A burst as long as these calls promise is confirmed by them.
+                self.number, confirmed = max(2, self._guess()), True
                 continue
             # At most tenfold: a first burst can be far slower than the next.
             wanted = math.ceil(1.1 * BURST_SECONDS / max(self.per_call, 1e-9))
