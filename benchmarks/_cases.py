@@ -23,6 +23,7 @@ from asv_runner.benchmarks.mark import SkipNotImplemented
 from ._worktree import catalog, workloads
 
 TARGETS = list(workloads.TARGETS)
+class_name = workloads.class_name
 CPU_TARGETS = [name for name, target in workloads.TARGETS.items() if target.device == "cpu"]
 
 
@@ -122,11 +123,6 @@ def timing_classes(rows: Iterable[Any], module: str, base: type = Timed) -> dict
             name = class_name(row.name, variant)
             classes[name] = _timing_class(name, module, base, row, [w for w in of_row if w.variant == variant])
     return classes
-
-
-def class_name(operation: str, variant: str = "") -> str:
-    """leaky_relu -> LeakyRelu."""
-    return "".join(part.capitalize() for part in f"{operation}_{variant}".split("_"))
 
 
 def timed_passes(cls: type) -> list[str]:

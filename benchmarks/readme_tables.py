@@ -295,13 +295,16 @@ def _loss(loss: dict[str, Any]) -> str:
 
 def _speed(record: dict[str, Any]) -> Iterator[str]:
     """One line a workload: the fastest, its lead with the interval, and its lead over NumPy."""
-    yield from _markdown(
-        ["operation", "pass", "size", "fastest", "times faster than the next", "than numpy"],
-        (
-            ["+".join(filter(None, (r["operation"], r["variant"]))), r["pass"], r["size"], *_answer(r)]
-            for r in record["results"]
-        ),
-    )
+    if "crossovers" in record:
+        yield from _speed_by_sizes(record)
+    else:
+        yield from _markdown(
+            ["operation", "pass", "size", "fastest", "times faster than the next", "than numpy"],
+            (
+                ["+".join(filter(None, (r["operation"], r["variant"]))), r["pass"], r["size"], *_answer(r)]
+                for r in record["results"]
+            ),
+        )
     dtypes = ", ".join(dict.fromkeys(result["dtype"] for result in record["results"]))
     yield (
         f"\n{dtypes}. Median of the ratios within each round ({record['confidence']:.0%} interval);"
@@ -312,6 +315,38 @@ def _speed(record: dict[str, Any]) -> Iterator[str]:
     for name, reason in record["targets"].items():
         if reason is not None:
             yield f"\n{name}: not measured ({reason})."
+
+
+def _speed_by_sizes(record: dict[str, Any]) -> Iterator[str]:
+    """One line an operation and pass: who leads at which sizes, and by how much at the largest that was measured."""
+    curves: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for r in record["results"]:
+        name = "+".join(filter(None, (r["operation"], r["variant"])))
+        curves.setdefault((name, r["pass"], r["dtype"], r["place"]), []).append(r)
+    rows = []
+    for (name, operation_pass, *_), curve in curves.items():
+        measured = sorted((r for r in curve if r["status"] == "measured"), key=lambda r: r["elements"])
+        last = measured[-1] if measured else curve[0]
+        at = _elements(last["elements"]) if measured else ""
+        fastest, lead, over_numpy = _answer(last)
+        lead = "tie" if fastest == "tie" else lead
+        rows.append([name, operation_pass, "; ".join(_ranges(measured)) or fastest, at, lead, over_numpy])
+    head = ["operation", "pass", "fastest, by elements", "at", "times faster than the next", "than numpy"]
+    yield from _markdown(head, rows)
+
+
+def _ranges(measured: list[dict[str, Any]]) -> list[str]:
+    """Such as "numpy 2^6–2^10", "numba=numpy 2^13": sizes beside each other with the same answer."""
+    found: list[tuple[str, int, int]] = []
+    for r in measured:
+        label = r["fastest"] or "=".join(sorted(r["leaders"]))
+        first = found.pop()[1] if found and found[-1][0] == label else r["elements"]
+        found.append((label, first, r["elements"]))
+    return [f"{label} {'–'.join(dict.fromkeys(map(_elements, ends)))}" for label, *ends in found]
+
+
+def _elements(number: int) -> str:
+    return f"2^{number.bit_length() - 1}" if number & (number - 1) == 0 else str(number)
 
 
 def _study(record: dict[str, Any]) -> Iterator[str]:

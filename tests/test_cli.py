@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -195,22 +196,25 @@ def test_verify_really_compares():
 
 def test_choose_prints_a_table_and_writes_a_result_file(capsys, tmp_path):
     file = tmp_path / "c.json"
-    code, out, _ = run(capsys, "choose", "--ops", "relu", "--budget", "20s", "--json", str(file))
+    arguments = ("choose", "--ops", "relu", "--sizes", "1e4", "--budget", "20s", "--no-save")
+    code, out, _ = run(capsys, *arguments, "--json", str(file))
     assert code == 0
     assert "relu" in out
     record = json.loads(file.read_text(encoding="utf-8"))
     assert (record["schema"], record["kind"], record["budget_seconds"]) == (1, "choose", 20.0)
     assert [result["pass"] for result in record["results"]] == ["forward", "backward"]
+    assert {result["elements"] for result in record["results"]} == {9984}
 
 
 def test_json_to_stdout_is_json_and_nothing_else(capsys):
-    code, out, _ = run(capsys, "choose", "--ops", "relu", "--budget", "20", "--json", "-")
+    arguments = ("choose", "--ops", "relu", "--sizes", "cache", "--budget", "20", "--no-save")
+    code, out, _ = run(capsys, *arguments, "--json", "-")
     assert code == 0
     assert json.loads(out)["schema"] == 1
 
 
 def test_a_budget_that_measures_nothing_is_exit_code_2(capsys):
-    code, out, _ = run(capsys, "choose", "--ops", "gelu", "--budget", "0.01s")
+    code, out, _ = run(capsys, "choose", "--ops", "gelu", "--budget", "0.01s", "--no-save")
     assert code == 2
     assert "not measured" in out
 
@@ -232,7 +236,7 @@ def test_what_is_no_duration(capsys, text):
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_on_a_real_choose_prints_and_exits_130():
     process = subprocess.Popen(
-        [sys.executable, "-m", "gradmark.cli", "choose", "--budget", "60s"],
+        [sys.executable, "-m", "gradmark.cli", "choose", "--budget", "60s", "--no-save"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # A process started in the background of a shell ignores SIGINT, and hands that on.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -347,13 +351,14 @@ def test_tables_without_result_files_say_so(tmp_path):
 def test_tables_are_made_from_the_result_files(capsys, fake, tmp_path):
     fake.checks = [check(worst=1.5), check(worst=99.0, operation="gelu"), check(worst=float("inf"), operation="elu")]
     run(capsys, "verify", "--json", str(tmp_path / "verify.json"))
-    run(capsys, "choose", "--ops", "relu", "--budget", "20s", "--json", str(tmp_path / "choose.json"))
+    arguments = ("choose", "--ops", "relu", "--sizes", "cache", "--budget", "20s", "--no-save")
+    run(capsys, *arguments, "--json", str(tmp_path / "choose.json"))
     text = _readme_tables().tables(tmp_path)
     assert "| relu | forward | 1.5 |" in text
     assert "| gelu | forward | **99** |" in text
     assert "| elu | forward | **not finite** |" in text
     assert "3 comparisons, 2 beyond" in text
-    assert "| relu | backward | cache |" in text
+    assert re.search(r"\| relu \| backward \| \S+ 2\^16 \| 2\^16 \|", text)
     assert "gradmark choose --ops relu" in text
 
 

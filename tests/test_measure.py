@@ -1,6 +1,8 @@
 """The paired measurement: what it decides, what it leaves open, and how often it errs."""
 
+import hashlib
 import math
+import threading
 import time
 
 import numpy as np
@@ -62,6 +64,14 @@ def test_a_burst_lasts_long_enough(clock):
     found = measure({"fast": work(clock, 1e-6), "slow": work(clock, 1e-2)}, budget=10.0)
     assert found.number["fast"] * 1e-6 >= ruler.BURST_SECONDS
     assert found.number["slow"] == 1
+
+
+def test_calibration_does_not_go_through_all_powers_of_ten(clock, monkeypatch):
+    bursts = []
+    timed = ruler._Runner._timed
+    monkeypatch.setattr(ruler._Runner, "_timed", lambda self, number: bursts.append(number) or timed(self, number))
+    ruler._Runner(work(clock, 2e-6), None).calibrate()
+    assert len(bursts) == 2  # One call, and a burst that is as long as a few calls have promised.
 
 
 def test_one_stall_does_not_pass_for_a_slow_candidate(clock):
@@ -444,3 +454,28 @@ def test_the_ruler_is_not_made_of_what_it_measures():
     probe = "import gradmark.tracking.measure, sys; print([m for m in sys.modules if m.startswith('gradmark')])"
     loaded = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "['gradmark', 'gradmark.tracking', 'gradmark.tracking.measure']"
+
+
+@pytest.mark.alone
+def test_settling_waits_for_a_thread_that_computes_and_for_none_that_sleeps():
+    sleeps = threading.Event()
+    sleeping = threading.Thread(target=sleeps.wait)
+    sleeping.start()
+    began = time.perf_counter()
+    ruler._settle()
+    assert time.perf_counter() - began < 0.009  # less than the shortest window of the clock
+    # Without the interpreter's lock, for tens of milliseconds.
+    computing = threading.Thread(target=hashlib.sha256, args=(bytes(2**25),))
+    computing.start()
+    ruler._settle()
+    computing.join(timeout=0.005)
+    assert not computing.is_alive()
+    sleeps.set()
+    sleeping.join()
+
+
+def test_where_the_system_does_not_tell_its_threads_the_clock_says_when_they_rest(monkeypatch):
+    monkeypatch.setattr(ruler, "_others_run", lambda: None)
+    began = time.perf_counter()
+    ruler._settle()
+    assert 0.01 <= time.perf_counter() - began < 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -108,3 +110,55 @@ def test_a_stabilizer_without_inputs_is_named():
     values = {name: getattr(row, name) for name in row.__slots__ if name != "family"}
     with pytest.raises(LookupError, match="novelty"):
         workloads.of_row(catalog.Stabilizer(**{**values, "name": "novelty"}))
+
+
+@pytest.mark.parametrize("row", catalog.OPERATIONS.values(), ids=lambda row: row.name)
+def test_a_size_may_be_a_number_of_elements(row):
+    for elements in (workloads.LEAST_ELEMENTS, 2**7, 1000):
+        for workload in workloads.of_row(row, small=True):
+            numbered = dataclasses.replace(workload, size=str(elements))
+            assert 0.5 * elements <= numbered.elements <= elements
+            namespace, target = workloads.open_target(gradmark, "numpy")
+            numbered.prepare(namespace, target).call()
+
+
+@pytest.mark.parametrize("row", catalog.ACTIVATIONS + catalog.GATED + catalog.ROWWISE, ids=lambda row: row.name)
+def test_a_number_of_elements_means_what_the_name_of_a_size_means(row):
+    for workload in workloads.of_row(row):
+        named = dataclasses.replace(workload, size={"cache": str(2**16), "memory": str(2**24)}[workload.size])
+        assert workloads._shape(workload) == workloads._shape(named)
+
+
+def test_copies_from_the_host_and_back_are_part_of_the_call():
+    """On a CPU they copy nothing; that they are asked for, of every tensor, shows on a device that counts."""
+    torch = pytest.importorskip("torch")
+    namespace, target = workloads.open_target(gradmark, "torch")
+    for name in ("gelu", "prelu", "clip_grad_norm", "batch_norm"):
+        for workload in workloads.of_row(catalog.operation(name), small=True):
+            here = workload.prepare(namespace, target).call()
+            there = workload.prepare_from_host(namespace, target).call()
+            for a, b in zip(_flat(here), _flat(there), strict=True):
+                assert torch.equal(a, b)
+
+
+def test_what_is_copied_comes_back_to_the_host(monkeypatch):
+    torch = pytest.importorskip("torch")
+    asked = []
+    to = torch.Tensor.to
+
+    def counted(self, device, *more, **keywords):
+        if isinstance(device, str):  # Kernels convert dtypes by the same method.
+            asked.append((device, tuple(self.shape)))
+        return to(self, "cpu", *more, **keywords)
+
+    workload = workloads.Workload(operation="prelu", operation_pass="backward", size="64")
+    namespace, _ = workloads.open_target(gradmark, "torch")
+    monkeypatch.setattr(workloads, "_synchronizer", lambda target: lambda: None)
+    prepared = workload.prepare_from_host(namespace, workloads.TARGETS["torch-cuda"])
+    monkeypatch.setattr(torch.Tensor, "to", counted)
+    prepared.call()
+    assert asked == [("cuda", (8, 8)), ("cuda", (8, 8)), ("cuda", (1,)), ("cpu", (8, 8)), ("cpu", (1,))]
+
+
+def _flat(value):
+    return [one for part in value for one in _flat(part)] if isinstance(value, list | tuple) else [value]

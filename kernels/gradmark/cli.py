@@ -1,8 +1,8 @@
 """The command `gradmark`: check, choose, verify, backends.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 a verification failed or a benchmark is
-slower, 2 the command was wrong or nothing could be done, 3 a check could not measure, 130 interrupted, 141 nobody read
-the output any more.
+slower, 2 the command was wrong or nothing could be done, 3 a check could not measure or another choose is running, 130
+interrupted, 141 nobody read the output any more.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ import math
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradmark
-from gradmark import catalog, check_command, console
+from gradmark import catalog, check_command, choose_command, console
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from gradmark.tracking.choose import Choice
     from gradmark.verification import Check
     from gradmark.workloads import Target
 
@@ -62,35 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gradmark {gradmark.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check_command.add(commands)
-    _add_choose(commands)
+    choose_command.add(commands)
     _add_verify(commands)
     help_text = "which backends are usable here, or why not"
     backends = commands.add_parser("backends", help=help_text, description=help_text, epilog=_EXIT_CODES)
     backends.set_defaults(run=_backends)
     return parser
-
-
-def _add_choose(commands: Any) -> None:
-    choose = commands.add_parser(
-        "choose",
-        help="the fastest backend of each operation on this machine",
-        description="Time every operation over all usable backends and name the fastest, or a tie.",
-        epilog=_EXIT_CODES,
-    )
-    choose.add_argument("--ops", type=console.names, metavar="OP,…", help="only these operations (default: all)")
-    choose.add_argument("--dtype", default="float32", help="float32 (default), float64, float16 or bfloat16")
-    choose.add_argument(
-        "--sizes",
-        type=console.names,
-        default=["cache"],
-        metavar="S,…",
-        help="cache (default; --budget 4m goes further), memory (give it --budget 10m), or both",
-    )
-    choose.add_argument(
-        "--budget", type=console.duration, default=120.0, metavar="TIME", help="all included: 90s, 2m (default), 1m30s"
-    )
-    choose.add_argument("--json", metavar="FILE", help=console.JSON_HELP)
-    choose.set_defaults(run=_choose)
 
 
 def _add_verify(commands: Any) -> None:
@@ -123,77 +98,6 @@ def _backends(options: argparse.Namespace) -> int:
         grid.add_row(target.name, ", ".join(backends.DTYPES[target.backend]), reason or "usable")
     console.stdout().print(grid)
     return DONE
-
-
-# --- choose -----------------------------------------------------------------------------------------------------------
-
-
-def _choose(options: argparse.Namespace) -> int:
-    began = time.perf_counter()
-    operations = console.known("operation", options.ops, catalog.OPERATIONS)
-    console.check_writable("--json", options.json)
-    with console.progress("time left") as progress:
-        from gradmark import workloads
-        from gradmark.tracking import choose, machine
-
-        sizes = console.known("size", options.sizes, workloads.TIMED_SIZES)
-        (dtype,) = console.known("dtype", [options.dtype], _dtypes())
-        head = machine.provenance("choose", options.given)
-        targets = choose.usable_targets(dtype)
-        if all(targets.values()):
-            raise console.UsageError(f"no backend can be used: {_reasons(targets)}")
-        planned = choose.plan(operations, sizes, dtype)
-        display = _Countdown(progress, total=len(planned), ends=began + options.budget)
-        choice = choose.choose(
-            planned, targets, budget=options.budget, began=began, before=display.before, tick=display.tick
-        )
-    console.write_json(options.json, {**head, **choose.record(choice, budget=options.budget)})
-    if options.json != "-":
-        _print_choice(choice, options.budget, head["machine"])
-    if choice.interrupted:
-        return INTERRUPTED
-    return DONE if any(finding.status == choose.MEASURED for finding in choice.findings) else WRONG
-
-
-def _print_choice(choice: Choice, budget: float, machine: dict[str, Any]) -> None:
-    from gradmark.tracking import choice_table
-
-    out = console.stdout()
-    out.print(f"{machine['cpu']}, {machine['cores']} cores")
-    out.print(choice_table.table(choice))
-    for note in choice_table.footnotes(choice, budget=budget):
-        out.print(note)
-
-
-class _Countdown:
-    """Shows which workload is measured, and how much of the budget is left.
-
-    It is drawn between the rounds only: a thread that draws while a kernel is timed would slow it.
-    """
-
-    _EVERY = 0.25
-
-    def __init__(self, progress: Progress, total: int, ends: float) -> None:
-        self._progress = progress
-        self._ends = ends
-        self._task = progress.add_task("starting", total=total, left=self._left())
-        self._done = -1
-        self._drawn = 0.0
-
-    def before(self, workload: Any) -> None:
-        self._done += 1
-        name = f"{workload.operation} {workload.operation_pass}, {workload.size}"
-        self._progress.update(self._task, completed=self._done, description=name)
-        self.tick()
-
-    def tick(self) -> None:
-        if time.perf_counter() - self._drawn >= self._EVERY:
-            self._drawn = time.perf_counter()
-            self._progress.update(self._task, left=self._left(), refresh=True)
-
-    def _left(self) -> str:
-        minutes, seconds = divmod(max(0, round(self._ends - time.perf_counter())), 60)
-        return f"{minutes}:{seconds:02}"
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ installed: only the standard library, NumPy and the catalog beside it are import
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import importlib.metadata
 import inspect
@@ -36,6 +37,9 @@ SIZES: Mapping[str, str] = MappingProxyType(
 """Sizes of elementwise workloads. They are fixed: a size that followed the machine would tear its history apart."""
 
 TIMED_SIZES: tuple[str, ...] = ("cache", "memory")
+
+LEAST_ELEMENTS = 2**4
+"""Of a size that is a number: below it, the shapes of some operations have an axis of length 0."""
 
 _ELEMENTS = {"small": 2**10, "cache": 2**16, "memory": 2**24}
 _IMAGES = {"small": (4, 4, 8, 8), "cache": (16, 64, 8, 8), "memory": (64, 64, 64, 64)}
@@ -94,7 +98,8 @@ class Workload:
     operation, operation_pass : str
         A row of the catalog, and "forward" or "backward".
     size : str
-        One of `SIZES`, or the shape of weights such as "4096x4096" or "1024x1024x3x3".
+        One of `SIZES`; or a number of elements such as "65536", of which shapes are made that have as many or up to a
+        few per cent fewer; or the shape of weights such as "4096x4096" or "1024x1024x3x3".
     variant : str
         The activation of residual_add; "training" for a seeded activation with a seed; the method of orthogonal, where
         it is not the default; "" elsewhere.
@@ -107,6 +112,11 @@ class Workload:
     size: str
     variant: str = ""
     dtype: str = "float32"
+
+    @property
+    def elements(self) -> int:
+        """How many elements x has, or the weights, or the list of gradients: of one array of the largest kind."""
+        return math.prod(_shape(self))
 
     def prepare(self, namespace: Any, target: Target) -> Prepared:
         """Build the inputs, and a callable without arguments that runs the operation on them.
@@ -139,6 +149,28 @@ class Workload:
         call = functools.partial(function, *arguments.positional, **keywords)
         return Prepared(call, bytes_moved, _synchronizer(target))
 
+    def prepare_from_host(self, namespace: Any, target: Target) -> Prepared:
+        """As `prepare`, of arrays that lie in the host's memory: each call copies them to the device, and what it gives
+        back. The copies are part of the call, and `bytes_moved` is that of the operation alone.
+
+        Parameters
+        ----------
+        namespace
+            What `gradmark.backend("torch", device=...)` gives.
+        target : Target
+            A backend of tensors and the device to which they are copied.
+        """
+        function = self._function(namespace)
+        arguments = _arguments(self, dataclasses.replace(target, device="cpu"))
+
+        def call() -> Any:
+            there = [_copied(argument, target.device) for argument in arguments.positional]
+            keywords = {name: _copied(value, target.device) for name, value in arguments.keywords.items()}
+            return _copied(function(*there, **keywords), "cpu")
+
+        bytes_moved = _bytes(arguments.positional) + _bytes(arguments.out) + arguments.written_besides
+        return Prepared(call, bytes_moved, _synchronizer(target))
+
     def _function(self, namespace: Any) -> Callable[..., Any]:
         backward = self.operation_pass == catalog.BACKWARD
         name = catalog.backward_of(self.operation) if backward else self.operation
@@ -162,6 +194,11 @@ def of_row(row: catalog.Operation, *, small: bool = False) -> tuple[Workload, ..
         Nobody has said what inputs this stabilizer needs.
     """
     return tuple(_workloads(row, small))
+
+
+def class_name(operation: str, variant: str = "") -> str:
+    """What the asv suite calls the class of an operation: leaky_relu -> LeakyRelu."""
+    return "".join(part.capitalize() for part in f"{operation}_{variant}".split("_"))
 
 
 def open_target(gradmark: ModuleType, name: str) -> tuple[Any, Target]:
@@ -335,10 +372,51 @@ def _arguments(workload: Workload, target: Target) -> _Arguments:
     return _STABILIZER_ARGUMENTS[row.name](workload, inputs)
 
 
+def _shape(workload: Workload) -> tuple[int, ...]:
+    """The shape of x, or of the weights; for a list of gradients their number and the length of each."""
+    row, size = catalog.operation(workload.operation), workload.size
+    if row.family == "initializers":
+        return _weights(row, int(size)) if size.isdigit() else tuple(map(int, size.split("x")))
+    if row.family == "stabilizers" and row.name in _SHAPES:
+        by_name, by_number = _SHAPES[row.name]
+        return by_number(int(size)) if size.isdigit() else by_name[size]
+    rows, columns = _matrix(int(size) if size.isdigit() else _ELEMENTS[size])
+    # Gated units halve the last axis.
+    return rows, columns - columns % 2 if row.family == "gated" else columns
+
+
+def _matrix(elements: int) -> tuple[int, int]:
+    """Square where the number is a power of four, of twice as many columns where it is another power of two."""
+    rows = 2 ** ((elements.bit_length() - 1) // 2)
+    return rows, elements // rows
+
+
+def _weights(row: catalog.Initializer, elements: int) -> tuple[int, ...]:
+    if row.dimensions[0] > 2:
+        # delta_orthogonal takes no more inputs than outputs.
+        inputs, outputs = _matrix(elements // 4)
+        return outputs, inputs, 4
+    return _matrix(elements)
+
+
+def _image(elements: int) -> tuple[int, int, int, int]:
+    """(batch, channels, height, width), at most 64 of the first two each."""
+    power = elements.bit_length() - 1
+    channels = 2 ** min(6, power // 3)
+    batch = 2 ** min(6, (power - power // 3) // 2)
+    height = 2 ** ((power - channels.bit_length() - batch.bit_length() + 2) // 2)
+    return batch, channels, height, elements // (batch * channels * height)
+
+
+def _list(elements: int) -> tuple[int, int]:
+    count = 2 ** min(8, (elements.bit_length() - 1) // 2)
+    return count, elements // count
+
+
 def _activation(row: catalog.Activation, workload: Workload, inputs: _Inputs) -> _Arguments:
-    n = math.isqrt(_ELEMENTS[workload.size])
-    grads = (inputs.normal((n, n)),) if workload.operation_pass == catalog.BACKWARD else ()
-    x = inputs.normal((n, n))
+    shape = _shape(workload)
+    grads = (inputs.normal(shape),) if workload.operation_pass == catalog.BACKWARD else ()
+    x = inputs.normal(shape)
     # In training a learnable parameter is an array; a number would be converted in every call.
     learnable = tuple(inputs.array(np.full(1, p.default, dtype=np.float32)) for p in row.learnable)
     keywords = {p.name: value for p, value in zip(row.learnable, learnable, strict=True)}
@@ -349,28 +427,28 @@ def _activation(row: catalog.Activation, workload: Workload, inputs: _Inputs) ->
 
 
 def _gated(workload: Workload, inputs: _Inputs) -> _Arguments:
-    n = math.isqrt(_ELEMENTS[workload.size])
-    half = inputs.normal((n, n // 2))
-    x = inputs.normal((n, n))
+    rows, columns = _shape(workload)
+    half = inputs.normal((rows, columns // 2))
+    x = inputs.normal((rows, columns))
     if workload.operation_pass == catalog.FORWARD:
         return _Arguments(positional=(x,), out=inputs.empty_like(half))
     return _Arguments(positional=(half, x), out=inputs.empty_like(x))
 
 
 def _rowwise(row: catalog.Rowwise, workload: Workload, inputs: _Inputs) -> _Arguments:
-    n = math.isqrt(_ELEMENTS[workload.size])
+    rows, columns = shape = _shape(workload)
     keywords = {"seed": 1} if row.seeded else {}
-    x = inputs.normal((n, n))
+    x = inputs.normal(shape)
     if workload.operation_pass == catalog.FORWARD:
         return _Arguments(positional=(x,), keywords=keywords, out=inputs.empty_like(x))
     # No kernel's speed depends on what is saved: any positive y is as good as that of the forward pass.
-    saved = x if row.saved == ("x",) else inputs.array(np.full((n, n), 1 / n, dtype=np.float32))
-    grad = inputs.normal((n, n))
+    saved = x if row.saved == ("x",) else inputs.array(np.full((rows, columns), 1 / columns, dtype=np.float32))
+    grad = inputs.normal(shape)
     return _Arguments(positional=(grad, saved), keywords=keywords, out=inputs.empty_like(x))
 
 
 def _initializer(row: catalog.Initializer, workload: Workload) -> _Arguments:
-    shape = tuple(map(int, workload.size.split("x")))
+    shape = _shape(workload)
     keywords: dict[str, Any] = {p.name: p.samples[0] for p in row.parameters if p.default is None}
     keywords["dtype"] = workload.dtype
     if row.seeded:
@@ -382,7 +460,7 @@ def _initializer(row: catalog.Initializer, workload: Workload) -> _Arguments:
 
 
 def _batch_norm(workload: Workload, inputs: _Inputs) -> _Arguments:
-    shape = _IMAGES[workload.size]
+    shape = _shape(workload)
     channels = (shape[1],)
     x, weight = inputs.normal(shape), inputs.normal(channels)
     if workload.operation_pass == catalog.FORWARD:
@@ -410,7 +488,7 @@ def _clip_grad_value(workload: Workload, inputs: _Inputs) -> _Arguments:
 
 
 def _clip(workload: Workload, inputs: _Inputs, bound: float) -> _Arguments:
-    count, length = _LISTS[workload.size]
+    count, length = _shape(workload)
     grads = [inputs.normal((length,)) for _ in range(count)]
     out = [inputs.empty_like(grad) for grad in grads]
     if workload.operation_pass == catalog.FORWARD:
@@ -420,9 +498,9 @@ def _clip(workload: Workload, inputs: _Inputs, bound: float) -> _Arguments:
 
 
 def _residual_add(workload: Workload, inputs: _Inputs) -> _Arguments:
-    n = math.isqrt(_ELEMENTS[workload.size])
-    x, f = inputs.normal((n, n)), inputs.normal((n, n))
-    grads = (inputs.normal((n, n)),) if workload.operation_pass == catalog.BACKWARD else ()
+    shape = _shape(workload)
+    x, f = inputs.normal(shape), inputs.normal(shape)
+    grads = (inputs.normal(shape),) if workload.operation_pass == catalog.BACKWARD else ()
     keywords = {"activation": workload.variant}
     return _Arguments(positional=(*grads, x, f), keywords=keywords, out=inputs.empty_like(x))
 
@@ -438,8 +516,26 @@ _STABILIZER_ARGUMENTS: Mapping[str, Callable[[Workload, _Inputs], _Arguments]] =
 )
 
 
+_SHAPES: Mapping[str, tuple[Mapping[str, tuple[int, ...]], Callable[[int], tuple[int, ...]]]] = MappingProxyType(
+    {
+        "batch_norm": (_IMAGES, _image),
+        "batch_norm_inference": (_IMAGES, _image),
+        "clip_grad_norm": (_LISTS, _list),
+        "clip_grad_value": (_LISTS, _list),
+    }
+)
+"""Of the stabilizers whose x is no matrix: its shape by the name of the size, and by the number of elements."""
+
+
 def _ones(shape: tuple[int, ...], inputs: _Inputs) -> Any:
     return inputs.array(np.ones(shape, np.float32))
+
+
+def _copied(value: Any, device: str) -> Any:
+    """Tensors, and those in lists, on this device; whatever else it is as it is."""
+    if isinstance(value, list | tuple):
+        return [_copied(one, device) for one in value]
+    return value.to(device) if hasattr(value, "device") and hasattr(value, "to") else value
 
 
 def _bytes(arrays: Any) -> int:

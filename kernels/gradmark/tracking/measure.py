@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import gc
 import math
+import os
 import random
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -321,9 +323,23 @@ class _Runner:
                 confirmed = True
                 continue
             confirmed = False
+            if self.number == 1:
+                # A burst as long as these calls promise is confirmed by them.
+                self.number, confirmed = max(2, self._guess()), True
+                continue
             # At most tenfold: a first burst can be far slower than the next.
             wanted = math.ceil(1.1 * BURST_SECONDS / max(self.per_call, 1e-9))
             self.number = max(self.number + 1, min(10 * self.number, wanted))
+
+    def _guess(self) -> int:
+        """How many calls last for BURST_SECONDS, by a few calls. No more: a stall among them makes it too few only."""
+        began, calls, lasted = _clock(), 0, 0.0
+        while calls < RETRY_CALLS and lasted < BURST_SECONDS:
+            self.call()
+            if self.synchronize is not None:
+                self.synchronize()
+            calls, lasted = calls + 1, _clock() - began
+        return max(1, math.ceil(1.1 * BURST_SECONDS * calls / max(lasted, 1e-6)))
 
     def _count_by_the_fastest_call(self) -> None:
         """Take more calls per burst where the fastest of them asks for it."""
@@ -515,12 +531,45 @@ class _Session:
 
 
 def _settle() -> None:
-    """Wait until no thread of this process computes.
+    """Wait until no other thread of this process computes.
 
     OpenMP's worker threads spin before they sleep: libgomp beneath torch and beneath Numba was seen to burn a core
-    for about 10 ms after a parallel loop, which slows whatever is timed next. CPU time of other threads is booked
-    by the kernel's tick, of 4 or 10 ms, so a window must be as long as a tick.
+    for about 10 ms after a parallel loop, which slows whatever is timed next. After a serial kernel nobody spins, and
+    nothing is waited for: of small arrays that is two thirds of what a round takes.
     """
+    for _ in range(100):
+        busy = _others_run()
+        if busy is None:
+            _settle_by_the_clock()
+            return
+        if not busy:
+            return
+        time.sleep(0.001)
+
+
+def _others_run() -> bool | None:
+    """Whether another thread of this process runs or wants to; None where the system does not tell."""
+    own = str(threading.get_native_id())
+    try:
+        threads = os.listdir("/proc/self/task")  # noqa: PTH208 (a path object for each would take as long as the burst)
+    except OSError:
+        return None
+    for thread in threads:
+        if thread == own:
+            continue
+        try:
+            with open(f"/proc/self/task/{thread}/stat", "rb") as file:  # noqa: PTH123 (see above)
+                # pid (name) state …, see proc_pid_stat(5); the name may hold anything.
+                state = file.read().rpartition(b")")[2][1:2]
+        except OSError:
+            continue  # It has ended.
+        if state == b"R":
+            return True
+    return False
+
+
+def _settle_by_the_clock() -> None:
+    # CPU time of other threads is booked by the kernel's tick, of 4 or 10 ms, so a window must be as long as a tick.
     for _ in range(10):
         spent = time.process_time()
         time.sleep(0.010)

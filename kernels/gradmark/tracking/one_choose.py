@@ -1,0 +1,42 @@
+"""One `gradmark choose` at a time: two would measure each other."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class AnotherRunsError(RuntimeError):
+    """Another `gradmark choose` is measuring; the message says which process."""
+
+
+@contextlib.contextmanager
+def only_one() -> Iterator[None]:
+    """Hold the lock, or raise AnotherRunsError. The system releases the lock of a process that dies.
+
+    It lies in the folder for temporary files: a cache folder that cannot be written to must not keep anybody from
+    measuring.
+    """
+    path = Path(tempfile.gettempdir()) / f"gradmark-choose-{os.getuid()}.lock"
+    # Nobody else shall lead us to another file by a link of that name.
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "r+", encoding="ascii", errors="replace") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            who = file.read(100).strip() or "another process"
+            raise AnotherRunsError(
+                f"another `gradmark choose` is running ({who}), and timings would disturb each other:"
+                " wait for it, or end it"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
