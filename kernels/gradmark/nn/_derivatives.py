@@ -6,6 +6,7 @@ gradient in y. At a kink they are 0, as autograd has it.
 
 from __future__ import annotations
 
+import ast
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,35 +14,47 @@ from typing import Any
 import torch
 
 from gradmark.catalog import Activation, Gated, Rowwise
-from gradmark.numerics import philox_torch
 
 Row = Activation | Gated | Rowwise
 Tensors = tuple[torch.Tensor, ...]
 
 
-def second(row: Row, cotangents: Tensors, tensors: Tensors, seed: Any, numbers: tuple[Any, ...]) -> Tensors:
+def second(row: Row, cotangents: Tensors, tensors: Tensors, numbers: tuple[Any, ...]) -> Tensors:
     """The gradients of `sum(cotangents · backward(*tensors))` with respect to the tensors.
 
     Parameters
     ----------
     row : Activation, Gated or Rowwise
-        Whose backward pass is differentiated.
+        Whose backward pass is differentiated, in evaluation where it is seeded.
     cotangents : tuple of torch.Tensor
         One for each result of backward.
     tensors : tuple of torch.Tensor
-        grad, then what is saved, then learnable parameters.
-    seed : torch.Tensor or None
-        That of the forward pass.
+        grad; x, of a row-wise operation y; learnable parameters.
     numbers : tuple
         The other arguments of the kernel.
     """
-    gradient = _GRADIENTS[row.family](row, seed, numbers)
-    _, pull = torch.func.vjp(gradient, *tensors)
+    gradient = _GRADIENTS[row.family](row, numbers)
+    pull = torch.func.vjp(gradient, *tensors)[1]
     found: Tensors = pull(cotangents if len(cotangents) > 1 else cotangents[0])
     return found
 
 
-def _of_activation(row: Activation, seed: Any, numbers: tuple[Any, ...]) -> Callable[..., Any]:
+def is_piecewise_linear(row: Activation) -> bool:
+    """Whether the derivative depends on x in its conditions only, so that the second one is 0."""
+    return not any("x" in _names(branch) for branch in _branches(ast.parse(row.derivative, mode="eval").body))
+
+
+def _branches(expression: ast.expr) -> list[ast.expr]:
+    if isinstance(expression, ast.IfExp):
+        return [*_branches(expression.body), *_branches(expression.orelse)]
+    return [expression]
+
+
+def _names(expression: ast.expr) -> set[str]:
+    return {node.id for node in ast.walk(expression) if isinstance(node, ast.Name)}
+
+
+def _of_activation(row: Activation, numbers: tuple[Any, ...]) -> Callable[..., Any]:
     learnable = [p.name for p in row.learnable]
     fixed = [p.name for p in row.parameters if not p.learnable]
     peer = _function("x", *learnable, *fixed, expression=row.peer)
@@ -61,7 +74,7 @@ def _of_activation(row: Activation, seed: Any, numbers: tuple[Any, ...]) -> Call
     return gradient
 
 
-def _of_gated(row: Gated, seed: None, numbers: tuple[Any, ...]) -> Callable[..., Any]:
+def _of_gated(row: Gated, numbers: tuple[Any, ...]) -> Callable[..., Any]:
     axis, gate_last = numbers
     peer = _function("a", "b", expression=row.peer)
 
@@ -72,18 +85,11 @@ def _of_gated(row: Gated, seed: None, numbers: tuple[Any, ...]) -> Callable[...,
     return lambda grad, x: torch.func.vjp(value, x)[1](grad)[0]
 
 
-def _of_rowwise(row: Rowwise, seed: Any, numbers: tuple[Any, ...]) -> Callable[..., Any]:
-    if row.saved == ("y",):
-        return functools.partial(_function("axis", "g", "y", expression=row.gradient), *numbers)
-    *parameters, _, axis = numbers
-    peer = _function("x", "n", "axis", *(p.name for p in row.parameters), expression=row.peer)
-
-    def gradient(grad: Any, x: Any) -> Any:
-        noise = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        philox_torch.fill_gumbel(noise.view(-1), 0, int(seed))
-        return torch.func.vjp(lambda x: peer(x, noise, axis, *parameters).to(x.dtype), x)[1](grad)[0]
-
-    return gradient
+def _of_rowwise(row: Rowwise, numbers: tuple[Any, ...]) -> Callable[..., Any]:
+    *parameters, axis = numbers
+    names = [p.name for p in row.parameters]
+    gradient = _function("axis", *names, "g", "y", expression=row.gradient)
+    return functools.partial(gradient, axis, *parameters[: len(names)])
 
 
 _GRADIENTS: dict[str, Callable[..., Callable[..., Any]]] = {

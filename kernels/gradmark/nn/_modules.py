@@ -81,8 +81,8 @@ def _branches(function: str, theirs: type[torch.nn.Module]) -> list[_Branch]:
         name = ast.unparse(ours.func)
         if name not in longest or len(call.args) > len(longest[name][0].args):
             longest[name] = call, ours
-    chosen_by = {keyword.arg for call, _ in longest.values() for keyword in call.keywords if keyword.arg != "training"}
-    defaults = {name: inspect.signature(theirs).parameters[str(name)].default for name in chosen_by}
+    chosen_by = {name for call, _ in longest.values() for name in _options(call)}
+    defaults = {name: inspect.signature(theirs).parameters[name].default for name in chosen_by}
     return [
         _Branch(_row(name), _attributes_of_call(_row(name), ours), defaults | _options(call))
         for name, (call, ours) in longest.items()
@@ -96,8 +96,9 @@ def _parsed(call: str) -> ast.Call:
     return expression
 
 
-def _options(call: ast.Call) -> dict[Any, Any]:
-    return {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg != "training"}
+def _options(call: ast.Call) -> dict[str, Any]:
+    """The keywords that choose the operation; `training` is the module's own state."""
+    return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg != "training"}
 
 
 def _row(name: str) -> Row:

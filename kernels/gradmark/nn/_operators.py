@@ -11,16 +11,15 @@ forward-mode derivative.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from gradmark import catalog
 from gradmark.catalog import BACKWARD, FORWARD, Activation, Gated, Pass, Rowwise, backward_of
 from gradmark.gated.public import first_half
-from gradmark.nn._derivatives import second
+from gradmark.nn._derivatives import is_piecewise_linear, second
 from gradmark.nn._kernels import Row, arguments, kernel
 
 Function = Callable[..., Any]
@@ -28,7 +27,8 @@ Function = Callable[..., Any]
 ROWS: tuple[Row, ...] = (*catalog.ACTIVATIONS, *catalog.GATED, *catalog.ROWWISE)
 """The operations that are functions of one tensor, and so can be modules without state of their own."""
 
-_LIBRARY = torch.library.Library("gradmark", "DEF")
+# torch.library's class has no annotations.
+_LIBRARY: Any = cast(Any, torch.library.Library)("gradmark", "DEF")
 
 
 def operator(name: str) -> Function:
@@ -55,8 +55,8 @@ def _defined(row: Row, operation_pass: Pass) -> Function:
     torch.library.register_fake(f"gradmark::{name}", _fake(row, operation_pass), lib=_LIBRARY)
     setup, backward = (_of_forward if operation_pass == FORWARD else _of_backward)(row)
     torch.library.register_autograd(f"gradmark::{name}", backward, setup_context=setup, lib=_LIBRARY)
-    batched = _batched(row, operation_pass, name)
-    torch.library.register_vmap(f"gradmark::{name}", batched, lib=_LIBRARY)
+    registered = getattr(torch.ops.gradmark, name).default
+    torch.library.register_vmap(f"gradmark::{name}", _batched(row, operation_pass, lambda: registered), lib=_LIBRARY)
     function = type(
         name,
         (torch.autograd.Function,),
@@ -64,10 +64,10 @@ def _defined(row: Row, operation_pass: Pass) -> Function:
             "forward": staticmethod(compute),
             "setup_context": staticmethod(setup),
             "backward": staticmethod(backward),
-            "vmap": staticmethod(batched),
+            "vmap": staticmethod(_batched(row, operation_pass, lambda: _OPERATORS[name])),
         },
     )
-    return _shortest(getattr(torch.ops.gradmark, name).default, function, compute)
+    return _shortest(registered, function, compute)
 
 
 def _shortest(registered: Any, function: Any, compute: Function) -> Function:
@@ -76,8 +76,10 @@ def _shortest(registered: Any, function: Any, compute: Function) -> Function:
     apply = super(torch.autograd.Function, function).apply
 
     def call(*given: Any) -> Any:
-        if torch.compiler.is_compiling() or type(given[0]) not in _PLAIN or torch._C._len_torch_dispatch_stack():
+        if torch.compiler.is_compiling():
             return registered(*given)
+        if type(given[0]) not in _PLAIN or torch._C._len_torch_dispatch_stack():
+            return registered(_tensor(given[0]), *given[1:])
         if torch._C._are_functorch_transforms_active():
             return function.apply(*given)
         return apply(*given) if torch.is_grad_enabled() else compute(*given)
@@ -86,6 +88,15 @@ def _shortest(registered: Any, function: Any, compute: Function) -> Function:
 
 
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+
+
+def _tensor(x: Any) -> Any:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(
+            f"x is of type {type(x).__module__}.{type(x).__qualname__}; a module takes torch.Tensor"
+            " (torch.from_numpy converts an array without a copy)"
+        )
+    return x
 
 
 def _fake(row: Row, operation_pass: Pass) -> Function:
@@ -124,42 +135,65 @@ def _of_forward(row: Row) -> tuple[Function, Function]:
 
 
 def _of_backward(row: Row) -> tuple[Function, Function]:
-    """The same of the backward pass, which of an activation is its own derivative with respect to grad."""
+    """The same of the backward pass."""
     given = arguments(row, BACKWARD)
     tensors = sum(argument.is_tensor for argument in given)
     differentiated = 2 + len(_learnable(row))
     rest = [None] * (len(given) - differentiated)
-    name = backward_of(row.name)
+    derivatives = _derivatives_of(row)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(*inputs[:tensors])
         ctx.numbers = inputs[tensors:]
 
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        saved, numbers = ctx.saved_tensors, ctx.numbers
-        seed = saved[differentiated] if len(saved) > differentiated else None
-        found = second(row, cotangents, saved[:differentiated], seed, numbers)
-        if isinstance(row, Activation) and differentiated == 2:
-            found = _OPERATORS[name](cotangents[0], *saved[1:], *numbers), found[1]
-        return *found, *rest
+        saved = ctx.saved_tensors
+        return *derivatives(cotangents, saved[:differentiated], saved[differentiated:], ctx.numbers), *rest
 
     return setup, backward
 
 
-def _batched(row: Row, operation_pass: Pass, name: str) -> Function:
-    """The rule for torch.func.vmap: one call for all samples, where it gives the same."""
+def _derivatives_of(row: Row) -> Function:
+    """(cotangents, (grad, x or y, ...), (seed,) or (), numbers) -> the gradients of the second."""
+    forward, backward = row.name, backward_of(row.name)
+
+    def of_activation(cotangents: Any, tensors: Any, seed: Any, numbers: Any) -> Any:
+        # grad f'(x) is linear in grad: with respect to that, it is its own derivative.
+        grad, x = tensors
+        again = _OPERATORS[backward](cotangents[0], x, *seed, *numbers)
+        return again, torch.zeros_like(x) if straight else second(row, cotangents, (grad, x), numbers)[1]
+
+    def of_seeded_row(cotangents: Any, tensors: Any, seed: Any, numbers: Any) -> Any:
+        # The gradient is a function of grad and y, and y one of x, whose noise only the kernels know.
+        grad, x = tensors
+        *parameters, _, axis = numbers
+        y = _OPERATORS[forward](x, *seed, *parameters, False, axis)
+        of_grad, of_y = second(row, cotangents, (grad, y), numbers)
+        return of_grad, _OPERATORS[backward](of_y, x, *seed, *numbers)
+
+    def of_any(cotangents: Any, tensors: Any, seed: Any, numbers: Any) -> Any:
+        return second(row, cotangents, tensors, numbers)
+
+    if isinstance(row, Activation) and not row.learnable:
+        straight = is_piecewise_linear(row)
+        return of_activation
+    return of_seeded_row if isinstance(row, Rowwise) and row.seeded else of_any
+
+
+def _batched(row: Row, operation_pass: Pass, called: Callable[[], Function]) -> Function:
+    """The rule for torch.func.vmap of what is `called`: one call for all samples, where that gives the same."""
     tensors = sum(argument.is_tensor for argument in arguments(row, operation_pass))
     together = not _learnable(row) and not (isinstance(row, Activation | Rowwise) and row.seeded)
 
     def rule(info: Any, dims: Any, *given: Any) -> Any:
-        batch, function = info.batch_size, _OPERATORS[name]
+        batch, function = info.batch_size, called()
         if together:
             moved = [_in_front(tensor, dim, batch) for tensor, dim in zip(given[:tensors], dims, strict=False)]
             numbers = given[tensors:]
             if not isinstance(row, Activation):
                 numbers = _one_axis_more(row, moved[-1], numbers)
             return function(*moved, *numbers), 0
-        if operation_pass == FORWARD and _channels_stay(given[0], dims):
+        if operation_pass == FORWARD and _learnable(row) and _channels_stay(given[0], dims):
             x = _in_front(given[0], dims[0], batch)
             return function(x.flatten(0, 1), *given[1:]).unflatten(0, x.shape[:2]), 0
         # A gradient that is a sum, or random numbers by their index: each sample is a call.
@@ -180,7 +214,7 @@ def _one_axis_more(row: Row, batched: Any, numbers: tuple[Any, ...]) -> tuple[An
     index = [argument.name for argument in arguments(row, FORWARD) if not argument.is_tensor].index("axis")
     axis = numbers[index]
     # An axis that a sample lacks must not become the batch's.
-    moved = axis + 1 if 0 <= axis else axis if -axis < batched.ndim else axis - 1
+    moved = axis + 1 if axis >= 0 else axis if -axis < batched.ndim else axis - 1
     return *numbers[:index], moved, *numbers[index + 1 :]
 
 

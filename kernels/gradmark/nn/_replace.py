@@ -95,9 +95,9 @@ _OURS: Mapping[type, Any] = MappingProxyType(
 
 def _why_left(module: torch.nn.Module) -> str | None:
     """Why an activation is not swapped; None where it is, and of what is none."""
-    theirs = next((kind for kind in _OURS if isinstance(module, kind)), None)
+    theirs = next((kind for kind in type(module).__mro__ if kind in _OURS), None)
     if theirs is None:
-        function = getattr(module, "activation", None)
+        function: Any = getattr(module, "activation", None)
         if getattr(function, "__module__", None) in ("torch.nn.functional", "torch._C._nn", "torch"):
             return f"its activation is the function {function.__name__}; construct the layer with a module"
         return None
