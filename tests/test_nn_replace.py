@@ -133,6 +133,12 @@ def test_bad_input():
         replace_activations("relu")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_script_is_refused():
+    with pytest.raises(TypeError, match=r"replace the activations before torch\.jit\.script"):
+        replace_activations(torch.jit.script(nn.ReLU()))
+
+
 def test_a_compiled_model_follows():
     net = nn.Sequential(nn.Linear(4, 4), nn.GELU())
     torch.compiler.reset()
