@@ -33,7 +33,7 @@ INEXACT = {"Hardsigmoid": "torch 2.13.0 differentiates it in float64 with the 1/
 """Modules of which torch.nn's gradient has less than the digits of float64: there the bound of float32 holds."""
 
 _RATE, _MOMENTUM = 0.01, 0.9
-"""Small enough that rounding does not grow: at a rate of 0.05, differences with SELU grew from 10^-16 to 10^-1."""
+"""Small enough that rounding does not grow. At a rate of 0.05 it did with SELU, from 10^-16 to 10^-1 in 20 epochs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,6 +142,9 @@ class Task:
         layers: list[torch.nn.Module] = []
         for inputs in (self.images.shape[1], *[self.width] * (self.depth - 1)):
             layers += [torch.nn.Linear(inputs, self.width), self.make()]
+        for layer in layers[::2]:
+            # From the weights that torch.nn.Linear has, four layers learn next to nothing at this rate.
+            torch.nn.init.kaiming_normal_(layer.weight)
         network = torch.nn.Sequential(*layers, torch.nn.Linear(self.width, 10)).to(dtype)
         if who == OURS:
             swapped = replace_activations(network).swapped

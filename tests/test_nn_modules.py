@@ -192,12 +192,14 @@ def test_half_precision_is_float32_rounded_once(name, arguments, dtype):
     if keeps_y is not None:
         wide_dx = operator(backward_of(keeps_y))(exact_gradient(wide_y), y.float(), 1)
     info = torch.finfo(dtype)
-    # Half a step. Sums of float32 that cancel differ between backends by a few steps of float32.
-    bound, sums = 0.501 * info.eps, 1e-6 if any(isinstance(row, Rowwise) for row in of_rows(name)) else 2e-7
+    # Half a step, and what the torch backend errs in float32 where it cancels, by the catalog relative to |x| or |g|.
+    rows = [row.activation if isinstance(row, Gated) else row for row in of_rows(name)]
+    cancels = any(isinstance(row, Rowwise) or row.deviations for row in rows)
+    bound, error = 0.501 * info.eps, 1e-6 if cancels else 2e-7
     for ours, wide in ((y, wide_y), (dx, wide_dx)):
         assert ours.dtype is dtype
         # Below the normal numbers steps are equal.
-        torch.testing.assert_close(ours.float(), wide, rtol=bound, atol=2 * bound * info.tiny + sums)
+        torch.testing.assert_close(ours.float(), wide, rtol=bound, atol=2 * bound * info.tiny + error)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
