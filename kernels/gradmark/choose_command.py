@@ -273,7 +273,7 @@ def _report(options: argparse.Namespace, choice: Choice, head: dict[str, Any], b
         _print(choice, options.budget, f"{head['machine']['cpu']}, {_cores(options.threads)} threads")
     measured = any(finding.status == choose.MEASURED for finding in choice.findings)
     if measured and not options.no_save:
-        _save(choice, head, options)
+        _save_if_quiet(choice, head, options)
     if options.plot is not None and measured:
         _plot(choice, options.plot, head, _cores(options.threads), bandwidth)
     if choice.interrupted:
@@ -290,6 +290,18 @@ def _print(choice: Choice, budget: float | None, title: str) -> None:
         out.print(table)
     for note in choice_table.footnotes(choice, budget=budget):
         out.print(note)
+
+
+def _save_if_quiet(choice: Choice, head: Mapping[str, Any], options: argparse.Namespace) -> None:
+    from gradmark.tracking import choice_table
+
+    if (choice.others_cores or 0.0) < choice_table.DISTURBING_CORES:
+        _save(choice, head, options)
+        return
+    console.complain(
+        f"gradmark choose: not saved: other processes kept {choice.others_cores:.1f} cores busy meanwhile, and calls"
+        " would be served by what is fastest beside them; run it again when they rest"
+    )
 
 
 def _save(choice: Choice, head: Mapping[str, Any], options: argparse.Namespace) -> None:

@@ -112,6 +112,44 @@ def using(backend: str) -> Iterator[None]:
         _selected.reset(token)
 
 
+def backend_of_tensor(operation: str, operation_pass: catalog.Pass, tensor: Any, *, plain: bool = True) -> str:
+    """The backend that serves a call with this tensor: for who calls the backends' functions by himself.
+
+    Parameters
+    ----------
+    operation, operation_pass : str
+        An operation of the catalog, and "forward" or "backward".
+    tensor : torch.Tensor
+        The first of the call.
+    plain : bool
+        Whether other libraries have a view of its memory as it is; of a tensor that is not, an automatic choice is
+        torch.
+
+    Raises
+    ------
+    TypeError, ValueError, LookupError, BackendUnavailableError
+        `gradmark.using` or GRADMARK_BACKEND names a backend that cannot serve the call; the message says why.
+    """
+    key = _selected.get(), operation, operation_pass, tensor.dtype, tensor.device, tensor.numel().bit_length(), plain
+    found = _backends_of_tensors.get(key)
+    if found is None:
+        found = _backends_of_tensors[key] = _backend_of_tensor(operation, operation_pass, tensor, plain)
+    return found
+
+
+def _backend_of_tensor(operation: str, operation_pass: catalog.Pass, tensor: Any, plain: bool) -> str:
+    call = _call([tensor], "")
+    wanted, chosen_by = _explicit(_selected.get())
+    if wanted is not None:
+        refusal = _refusal(wanted, call, "x", chosen_by)
+        if refusal is not None:
+            raise refusal
+        return wanted
+    ranking = _ranking(catalog.operation(operation), operation_pass, call) if plain else []
+    usable = (candidate for candidate in ranking if _refusal(candidate, call, "x", "") is None)
+    return next(usable, "torch")
+
+
 def default_ranking(library: str, dtype: str) -> tuple[str, ...]:
     """The backends in the order in which they are tried where there is no profile.
 
@@ -205,8 +243,9 @@ _FRAMES = 8
 """From where the warning is given up to the caller of a function of the catalog, for whom it is."""
 
 _machine = _Machine()
-_tables: list[dict[Any, Callable[..., Any]]] = []
-"""Of all functions, who serves which calls."""
+_backends_of_tensors: dict[Any, str] = {}
+_tables: list[dict[Any, Any]] = [_backends_of_tensors]
+"""Who serves which calls: of all functions, and of `backend_of_tensor`."""
 
 
 class _Call(NamedTuple):

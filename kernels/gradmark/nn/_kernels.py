@@ -1,7 +1,7 @@
 """Operations on tensors outside of autograd: which backend serves a call, and the call itself.
 
-A kernel takes its tensors first, then numbers, in the order of `arguments`. Numba works on the memory of the tensors
-themselves, through NumPy's view of them; nothing is copied.
+A kernel takes its tensors first, then numbers, in the order of `arguments`. NumPy and Numba work on the memory of the
+tensors themselves, through NumPy's view of them; nothing is copied.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from gradmark import dispatch
 from gradmark.backends import DTYPES, backend, why_unusable
 from gradmark.catalog import BACKWARD, FORWARD, Activation, Gated, Pass, Rowwise, backward_of
 from gradmark.gated.public import first_half
@@ -22,34 +23,27 @@ Kernel = Callable[..., Any]
 
 
 def backend_of(operation: str, operation_pass: Pass, tensor: torch.Tensor) -> str:
-    """The backend that serves a call whose input, or whose saved result, is `tensor`.
+    """The backend that serves a call whose input, or whose saved result, is `tensor`, as `gradmark.dispatch` chooses.
 
     Parameters
     ----------
     operation, operation_pass : str
         A row of the catalog, and "forward" or "backward".
     tensor : torch.Tensor
-        What decides: its dtype, device and layout.
+        What decides: its dtype, device, layout and size.
 
     Returns
     -------
     str
-        "numba" for dense tensors on the CPU of a dtype that it takes, where it is installed; "torch" for all others,
-        also those that nobody takes: its errors say what is wrong.
+        "numpy" or "numba" for tensors on the CPU; "torch" for all others, also those that nobody takes: its errors say
+        what is wrong. Nobody but torch is chosen for a tensor that is not contiguous, unless it is asked for.
     """
-    if (
-        _numba_is_usable
-        and tensor.dtype in _NUMBA_DTYPES
-        and tensor.layout is torch.strided
-        and tensor.is_cpu
-        and tensor.is_contiguous()
-    ):
-        return "numba"
-    return "torch"
+    if tensor.layout is not torch.strided or tensor.dtype not in _DTYPES:
+        return "torch"
+    return dispatch.backend_of_tensor(operation, operation_pass, tensor, plain=tensor.is_contiguous())
 
 
-_numba_is_usable = why_unusable("numba") is None
-_NUMBA_DTYPES = frozenset(getattr(torch, name) for name in DTYPES["numba"])
+_DTYPES = frozenset(getattr(torch, name) for name in DTYPES["torch"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +94,8 @@ def kernel(row: Row, operation_pass: Pass) -> Kernel:
     names = {
         "backend_of": backend_of,
         "torch_function": getattr(backend("torch"), name),
-        # Numba is imported by the first call that it serves.
-        "numba": backend("numba") if _numba_is_usable else None,
+        # A library is imported by the first call that it serves.
+        "of_arrays": {which: backend(which) for which in ("numpy", "numba") if why_unusable(which) is None},
         "empty_like": torch.empty_like,
         "from_numpy": torch.from_numpy,
         "first_half": first_half,
@@ -118,22 +112,24 @@ def _body(row: Row, operation_pass: Pass, name: str) -> str:
     together = "".join(f" and {tensor}.device == {like}.device" for tensor in tensors if tensor != like)
     out = f"first_half(x, axis, {name!r})[1]" if isinstance(row, Gated) and operation_pass == FORWARD else like
     learned = row.learnable if isinstance(row, Activation) and operation_pass == BACKWARD else ()
+    results = ", ".join(["_", *(f"d{p.name}" for p in learned)])
     return "\n".join(
         [
             # Where a tensor requires grad, NumPy's view has to be taken outside of autograd.
             *(f"if {tensor}.requires_grad: {tensor} = {tensor}.detach()" for tensor in tensors),
-            f"if backend_of({row.name!r}, {operation_pass!r}, {like}) == 'numba'{together}:",
+            f"which = backend_of({row.name!r}, {operation_pass!r}, {like})",
+            f"if which != 'torch'{together}:",
             f"    out = empty_like({out})",
-            f"    {''.join(['_', *(f', d{p.name}' for p in learned)])} = {_call('numba', name, row, operation_pass)}",
+            f"    {results} = {_call(name, row, operation_pass, views=True)}",
             f"    return {', '.join(['out', *(f'from_numpy(d{p.name})' for p in learned)])}",
-            f"return {_call('torch', name, row, operation_pass)}",
+            f"return {_call(name, row, operation_pass, views=False)}",
         ]
     )
 
 
-def _call(which: str, name: str, row: Row, operation_pass: Pass) -> str:
-    """The call of a backend's function with the arguments of the kernel."""
-    view = ".numpy()" if which == "numba" else ""
+def _call(name: str, row: Row, operation_pass: Pass, *, views: bool) -> str:
+    """The call of a backend's function with the arguments of the kernel, or with NumPy's views of them."""
+    view = ".numpy()" if views else ""
     main = 1 if operation_pass == FORWARD else 2
     given = arguments(row, operation_pass)
     passed = [f"{argument.name}{view}" for argument in given[:main]]
@@ -143,6 +139,6 @@ def _call(which: str, name: str, row: Row, operation_pass: Pass) -> str:
             value = f"None if {value} is None else int({value})"
         if operation_pass == FORWARD or not argument.forward_only:
             passed.append(f"{argument.name}={value}")
-    if which == "numba":
-        return f"numba.{name}({', '.join([*passed, 'out=out.numpy()'])})"
+    if views:
+        return f"of_arrays[which].{name}({', '.join([*passed, 'out=out.numpy()'])})"
     return f"torch_function({', '.join(passed)})"

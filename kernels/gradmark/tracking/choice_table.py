@@ -16,6 +16,9 @@ from gradmark.tracking.choose import Choice, Finding
 BUSY_CORES = 0.1
 """Cores kept busy by others, above which the table warns: one burst in ten, or more, may then be disturbed."""
 
+DISTURBING_CORES = 0.5
+"""From here on a choice is not saved: NumPy, on one core, was then seen to win over Numba, on all."""
+
 WIDE = 110
 """Columns from which on the ratios have their intervals."""
 
