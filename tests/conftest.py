@@ -14,29 +14,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
 
 
-LONGEST_FIRST = (
-    "test_verification.py",
-    "test_rowwise.py",
-    "test_numerics.py",
-    "test_nn_modules.py",
-    "test_check_engine.py",
-    "test_check_command.py",
-    "test_stabilizers_batch_norm.py",
-    "test_accuracy.py",
-    "test_nn_sharded.py",
-    "test_history.py",
-    "test_workloads.py",
-    "test_gated.py",
-    "test_orthogonal.py",
-    "test_dispatch.py",
-    "test_stabilizers_residual.py",
-    "test_philox.py",
-    "test_check_kernels.py",
-)
-"""Files that take a minute or more, in the order in which the workers take them: a worker that begins with such a file
-when the others are done is waited for. pytest-xdist would go by the number of tests."""
-
-
 def pytest_configure(config):
     # In a plain run benchmarks only show that they run; `pytest --benchmark-only` times them.
     if not config.getoption("benchmark_only"):
@@ -45,7 +22,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    places = {name: place for place, name in enumerate(turns.LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 

@@ -103,3 +103,7 @@ def test_a_worker_that_dies_gives_its_turn_back(tmp_path):
 
 def test_without_workers_nobody_waits():
     assert turns.folder_of_run(SimpleNamespace(option=SimpleNamespace(basetemp="/somewhere/here"))) is None
+
+
+def test_the_longest_files_are_there():
+    assert [name for name in turns.LONGEST_FIRST if not (TESTS / name).is_file()] == []

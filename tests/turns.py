@@ -11,6 +11,28 @@ import contextlib
 import fcntl
 from pathlib import Path
 
+LONGEST_FIRST = (
+    "test_verification.py",
+    "test_rowwise.py",
+    "test_numerics.py",
+    "test_nn_modules.py",
+    "test_check_engine.py",
+    "test_check_command.py",
+    "test_stabilizers_batch_norm.py",
+    "test_accuracy.py",
+    "test_nn_sharded.py",
+    "test_history.py",
+    "test_workloads.py",
+    "test_gated.py",
+    "test_orthogonal.py",
+    "test_dispatch.py",
+    "test_stabilizers_residual.py",
+    "test_philox.py",
+    "test_check_kernels.py",
+)
+"""Files that take a minute or more, in the order in which the workers take them: a worker that begins with such a file
+when the others are done is waited for. pytest-xdist would go by the number of tests."""
+
 
 def folder_of_run(config):
     """A folder that the workers of this run share, and no other run; None where pytest-xdist distributes nothing.
