@@ -119,10 +119,8 @@ def grid(*columns: str) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
-        # What may be long is folded; a column without that keeps its width.
-        folded = column in ("operation", "at", "here")
-        number = column in ("worst\nULP", "allowed")
-        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=not folded)
+        number, short = column in ("worst\nULP", "allowed"), column in ("pass", "backend", "dtype", "result")
+        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=short)
     return table
 
 
