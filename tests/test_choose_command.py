@@ -276,6 +276,8 @@ def asv_results(tmp_path):
         stored = results.Results({"machine": "box", "python": "3.11"}, {}, commit, date, "3.11", "env", {})
         values = [1e-3, 2e-1, 1e-4, 1e-2 * slower, 1.5e-4, 1e-2, np.nan, np.nan]
         samples = [None if np.isnan(v) else [v * (1 + 1e-3 * k) for k in range(20)] for v in values]
+        # Of two values, the interval says next to nothing.
+        samples[1] = [1e-1, 3e-1]
         row = BenchmarkResult(result=values, samples=samples, number=[5] * 8, errcode=0, stderr="", profile=None)
         stored.add_result(benchmark, row, record_samples=False)
         stored.save(str(folder))

@@ -69,7 +69,7 @@ def history(tmp_path, environment):
 def test_two_commits_run_publish_and_draw_a_graph_in_a_browser(history, environment, tmp_path):
     folder, commits = history
     for commit in commits:
-        selection = ["--bench", r"activations\.Relu\.(time|track)", "--bench", "machine"]
+        selection = ["--bench", r"activations\.Relu\.(time|track)_forward", "--bench", "track_last_level_cache"]
         arguments = ["--python=same", "--machine", MACHINE, "--set-commit-hash", commit, "--quick", *selection]
         _asv(folder, environment, "run", *arguments)
     results = [p for p in (folder / "benchmarks" / "results" / MACHINE).glob("*.json") if p.name != "machine.json"]

@@ -1,7 +1,8 @@
 """A choice from what asv has recorded already, of any commit and machine, instead of measurements.
 
 asv times one backend after the other, in processes of their own: nothing is paired. A winner is named only where the
-whole interval of the one lies below that of the other, by more than the effect that counts.
+whole interval of the one lies below that of the other, by more than the effect that counts. Of few values an interval
+says little: who takes more than `measure.HOPELESS` times the first's time is slower whatever it is.
 """
 
 from __future__ import annotations
@@ -137,7 +138,10 @@ def _timed(value: float, stat: Mapping[str, Any] | None) -> Timed:
     stat = stat or {}
     # asv leaves out, or writes as infinite, what it cannot say of few values.
     low, high = float(stat.get("ci_99_a") or 0.0), float(stat.get("ci_99_b") or math.inf)
-    return Timed(ruler.Interval(value, low, high, 0.99), int(stat.get("repeat") or 0), int(stat.get("number") or 0))
+    # Of two values, the interval may reach below 0.
+    return Timed(
+        ruler.Interval(value, max(low, 0.0), high, 0.99), int(stat.get("repeat") or 0), int(stat.get("number") or 0)
+    )
 
 
 def _by_place(times: Mapping[str, Timed]) -> dict[Any, dict[str, Timed]]:
@@ -151,7 +155,7 @@ def _by_place(times: Mapping[str, Timed]) -> dict[Any, dict[str, Timed]]:
 def _judged(finding: Finding) -> Finding:
     first, *others = sorted(finding.times, key=lambda name: finding.times[name].seconds.median)
     finding.over_first = {name: _ratio(finding.times[name], finding.times[first]) for name in finding.times}
-    tied = tuple(name for name in others if not finding.over_first[name].low > 1.0 + ruler.EFFECT)
+    tied = tuple(name for name in others if not _is_slower(finding.over_first[name]))
     finding.verdict = ruler.Verdict(
         fastest=None if tied else first,
         leaders=(first, *tied),
@@ -159,6 +163,10 @@ def _judged(finding: Finding) -> Finding:
         ratio=finding.over_first[others[0]] if others else None,
     )
     return finding
+
+
+def _is_slower(ratio: ruler.Interval) -> bool:
+    return ratio.low > 1.0 + ruler.EFFECT or ratio.median > ruler.HOPELESS
 
 
 def _ratio(slower: Timed, faster: Timed) -> ruler.Interval:

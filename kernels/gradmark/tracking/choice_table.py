@@ -115,7 +115,10 @@ def footnotes(choice: Choice, *, budget: float | None) -> Iterator[str]:
         f" {ruler.CONFIDENCE:.0%} interval excludes a difference below {ruler.EFFECT:.0%}."
     )
     if budget is None:
-        yield "By times that asv has recorded: they are not paired, so the intervals of two backends must not overlap."
+        yield (
+            "By times that asv has recorded: they are not paired, so the intervals of two backends must not overlap, or"
+            f" one must take more than {ruler.HOPELESS:g} times as long."
+        )
     else:
         yield (
             "Ratios: medians over the rounds; gradmark choose --explain OPERATION SIZE shows their intervals. “~”: more"
