@@ -1,7 +1,9 @@
 """The command `gradmark choose`: what it saves, shows and explains, and what it refuses."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from gradmark import cli, profiles
-from gradmark.tracking import choice_profile, choice_text, choose, one_choose, sizes
+from gradmark.tracking import choice_profile, choice_table, choice_text, choose, one_choose, sizes
 from test_choose_sweep import GELU, choice_of, found
 
 HEAD = {
@@ -26,6 +28,8 @@ HEAD = {
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("GRADMARK_CACHE_DIR", str(tmp_path / "cache"))
+    # Another worker keeps a core busy.
+    monkeypatch.setattr(choice_table, "DISTURBING_CORES", math.inf)
     return tmp_path / "cache"
 
 
@@ -44,10 +48,11 @@ def test_what_is_measured_is_saved_shown_and_explained(capsys, cache):
     assert "identity" in out
     assert "saved in" in err
     profile = profiles.load()
-    assert {d.operation_pass: tuple(p.elements for p in d.points)[::3] for d in profile.decisions}.keys() == {
-        "forward",
-        "backward",
+    measured = {
+        decision.operation_pass: {point.elements for point in decision.points} for decision in profile.decisions
     }
+    assert set(measured) == {"forward", "backward"}
+    assert all(elements >= {64, 4096} for elements in measured.values())
     assert profile.backend("identity", "forward", "float32", 100) in ("numpy", "numba", "torch")
 
     code, out, _ = run(capsys, "--show")
@@ -122,6 +127,87 @@ def test_an_interrupted_run_saves_what_it_has_measured(capsys, cache, monkeypatc
     assert "saved in" in err
     (decision,) = profiles.load().decisions
     assert [point.elements for point in decision.points] == [64]
+
+
+@pytest.mark.parametrize("failure", [BrokenPipeError, KeyboardInterrupt])
+def test_it_is_saved_before_it_is_printed(cache, monkeypatch, failure):
+    def leave(*_):
+        raise failure
+
+    monkeypatch.setattr(choose, "choose", lambda *_, **__: choice_of(found(64, "numba")))
+    monkeypatch.setattr("gradmark.choose_command._print", leave)
+    with contextlib.suppress(failure):
+        cli.main(["choose", "--ops", "gelu", "--sizes", "64", "--budget", "20s"])
+    assert profiles.load() is not None
+
+
+def test_results_that_cannot_be_written_are_printed_and_saved(capsys, cache, monkeypatch):
+    monkeypatch.setattr(choose, "choose", lambda *_, **__: choice_of(found(64, "numba")))
+    code, out, err = run(capsys, "--ops", "gelu", "--sizes", "64", "--budget", "20s", "--json", "/dev/full")
+    assert code == 2
+    assert "gelu" in out
+    assert "No space left" in err
+    assert profiles.load() is not None
+
+
+def test_what_was_measured_beside_busy_processes_is_not_saved(capsys, cache, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("GRADMARK_CACHE_DIR", str(cache))
+    measured = choice_of(found(64, "numba"))
+    measured.others_cores = 0.7
+    monkeypatch.setattr(choose, "choose", lambda *_, **__: measured)
+    code, out, err = run(capsys, "--ops", "gelu", "--sizes", "64", "--budget", "20s")
+    assert (code, "gelu" in out) == (0, True)
+    assert "not saved: other processes kept 0.7 cores busy" in " ".join(err.split())
+    assert profiles.load() is None
+
+
+def test_the_size_that_explains_a_call_is_the_one_that_serves_it():
+    results = [{"elements": 2**16}, {"elements": 2**20}]
+    # As 2^18, halfway between: the first.
+    assert choice_text.nearest(results, 300_000) == results[0]
+    assert choice_text.nearest(results, 600_000) == results[1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"kind": "gradmark evidence", "schema": 1},
+        {"kind": "gradmark evidence", "schema": 1, "results": [{}]},
+        {"kind": "gradmark evidence", "schema": 1, "results": {"a": 1}},
+        [],
+    ],
+)
+def test_damaged_evidence_is_said_and_put_aside(capsys, cache, monkeypatch, content):
+    path = choice_profile.evidence_path(profiles.Key.here())
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    code, _, err = run(capsys, "--explain", "gelu", "64")
+    assert code == 2
+    assert "damaged" in err
+    monkeypatch.setattr(choose, "choose", lambda *_, **__: choice_of(found(64, "numba")))
+    assert run(capsys, "--ops", "gelu", "--sizes", "64", "--budget", "20s")[0] == 0
+    assert path.with_name(f"{path.name}.corrupt").exists()
+    assert run(capsys, "--explain", "gelu", "64")[0] == 0
+
+
+def test_evidence_of_a_newer_gradmark_is_left_alone(capsys, cache, monkeypatch):
+    path = choice_profile.evidence_path(profiles.Key.here())
+    path.parent.mkdir(parents=True)
+    newer = json.dumps({"kind": "gradmark evidence", "schema": 99})
+    path.write_text(newer, encoding="utf-8")
+    monkeypatch.setattr(choose, "choose", lambda *_, **__: choice_of(found(64, "numba")))
+    _, _, err = run(capsys, "--ops", "gelu", "--sizes", "64", "--budget", "20s")
+    assert "newer gradmark" in err
+    assert path.read_text(encoding="utf-8") == newer
+
+
+def test_a_lock_that_cannot_be_opened_is_said(capsys, cache, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / f"gradmark-choose-{os.getuid()}.lock").symlink_to("elsewhere")
+    code, _, err = run(capsys, "--ops", "gelu", "--sizes", "64", "--budget", "20s")
+    assert code == 3
+    assert "cannot be opened" in err
 
 
 def test_nothing_saved_says_how_to_get_it(capsys, cache):

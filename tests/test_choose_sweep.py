@@ -293,8 +293,15 @@ def test_where_there_is_no_time_to_compile_the_others_answer_without_numba(monke
     # That is no answer for a call.
     assert not choice_profile.profile(choice, "2026-01-01", profiles.Key.here()).decisions
 
+    # What Numba does not take would not be compiled in any time.
+    half = dataclasses.replace(GELU, dtype="float16")
+    choice = choose.choose([half], {"numpy": None, "numba": None}, budget=4.0, compilation=nothing)
+    assert choose.NOT_COMPILED not in choice.findings[0].absent.values()
+
     choice = choose.choose([GELU], {"numpy": None, "numba": None}, budget=60.0, compilation=nothing)
     assert set(choice.findings[0].times) == {"numpy", "numba"}
+    # From then on it is compiled.
+    assert compile_ahead.kernel_of(GELU) in nothing.seconds
 
 
 # --- the plot

@@ -363,10 +363,46 @@ def test_numba_works_on_the_memory_of_the_tensor(monkeypatch):
         return real(x, out=out)
 
     forward = _kernels.kernel(catalog.operation("gelu"), FORWARD)
-    monkeypatch.setattr(forward.__globals__["numba"], "gelu", spy)
+    monkeypatch.setattr(forward.__globals__["of_arrays"]["numba"], "gelu", spy)
     x = inputs(4)
     y = forward(x)
     assert seen == [(x.data_ptr(), y.data_ptr())]
+
+
+def test_what_serves_is_what_dispatch_chooses():
+    x, y = inputs(64, dtype=torch.float32), inputs(64, dtype=torch.float16)
+    assert _kernels.backend_of("gelu", FORWARD, x) == "numba"
+    assert _kernels.backend_of("gelu", FORWARD, y) == "torch"
+    for name in gradmark.BACKENDS:
+        with gradmark.using(name):
+            assert _kernels.backend_of("gelu", FORWARD, x) == name
+            expected = gradmark.backend(name).gelu(x.numpy() if name != "torch" else x)
+            assert torch.equal(gradmark.nn.GELU()(x), torch.as_tensor(expected))
+    with gradmark.using("numba"), pytest.raises(TypeError, match=r"using.'numba'. cannot serve .* float16"):
+        gradmark.nn.GELU()(y)
+
+
+def test_a_tensor_whose_sign_is_still_to_be_changed():
+    x = torch.complex(inputs(8), inputs(8, seed=2)).conj().imag
+    assert x.is_neg()
+    torch.testing.assert_close(gradmark.nn.GELU()(x), gradmark.nn.GELU()(x.resolve_neg()), rtol=1e-14, atol=1e-16)
+
+
+def test_seeds_are_drawn_on_the_cpu():
+    x = inputs(64)
+    torch.set_default_device("meta")
+    try:
+        assert gradmark.nn.RReLU()(x).device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_torch_fx_and_torch_jit_trace_see_operators():
+    net = torch.nn.Sequential(gradmark.nn.GELU(), gradmark.nn.PReLU(), gradmark.nn.Softmax(dim=-1)).double()
+    x, other = inputs(3, 4), inputs(7, 4)
+    for traced in (torch.fx.symbolic_trace(net), torch.jit.trace(net, x)):
+        assert torch.equal(traced(other), net(other))
 
 
 class TestBadInput:

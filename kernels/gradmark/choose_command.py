@@ -187,7 +187,10 @@ def _measure_alone(options: argparse.Namespace, began: float) -> int:
             planned, targets, budget=options.budget, began=began, compilation=compilation,
             refine=options.sizes is None or len(options.sizes) > 1, before=display.before, tick=display.tick,
         )  # fmt: skip
-        bandwidth = _copy_bandwidth(options, choice)
+    # Before anything is printed: who reads may leave.
+    if not options.no_save and any(finding.status == choose.MEASURED for finding in choice.findings):
+        _save_if_quiet(choice, head, options)
+    bandwidth = _copy_bandwidth(options, choice)
     return _report(options, choice, head, bandwidth)
 
 
@@ -264,16 +267,16 @@ def _copy_bandwidth(options: argparse.Namespace, choice: Choice) -> float | None
 
 
 def _report(options: argparse.Namespace, choice: Choice, head: dict[str, Any], bandwidth: float | None) -> int:
-    """Write, print, draw and save, in the order in which least is lost."""
+    """Write, print and draw, in the order in which least is lost."""
     from gradmark.tracking import choice_record, choose
 
-    body = choice_record.record(choice, budget=options.budget)
-    console.write_json(options.json, {**head, **body, "copy_bytes_per_second": bandwidth})
-    if options.json != "-":
-        _print(choice, options.budget, f"{head['machine']['cpu']}, {_cores(options.threads)} threads")
     measured = any(finding.status == choose.MEASURED for finding in choice.findings)
-    if measured and not options.no_save:
-        _save_if_quiet(choice, head, options)
+    body = choice_record.record(choice, budget=options.budget)
+    try:
+        console.write_json(options.json, {**head, **body, "copy_bytes_per_second": bandwidth})
+    finally:
+        if options.json != "-":
+            _print(choice, options.budget, f"{head['machine']['cpu']}, {_cores(options.threads)} threads")
     if options.plot is not None and measured:
         _plot(choice, options.plot, head, _cores(options.threads), bandwidth)
     if choice.interrupted:

@@ -145,9 +145,13 @@ def _backend_of_tensor(operation: str, operation_pass: catalog.Pass, tensor: Any
         if refusal is not None:
             raise refusal
         return wanted
-    ranking = _ranking(catalog.operation(operation), operation_pass, call) if plain else []
-    usable = (candidate for candidate in ranking if _refusal(candidate, call, "x", "") is None)
-    return next(usable, "torch")
+    name = operation if operation_pass == catalog.FORWARD else catalog.backward_of(operation)
+    for candidate in _ranking(catalog.operation(operation), operation_pass, call) if plain else []:
+        if _refusal(candidate, call, "x", "") is None:
+            with contextlib.suppress(*_BROKEN):
+                getattr(backends.backend(candidate), name)
+                return candidate
+    return "torch"
 
 
 def default_ranking(library: str, dtype: str) -> tuple[str, ...]:

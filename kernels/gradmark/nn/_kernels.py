@@ -40,7 +40,8 @@ def backend_of(operation: str, operation_pass: Pass, tensor: torch.Tensor) -> st
     """
     if tensor.layout is not torch.strided or tensor.dtype not in _DTYPES:
         return "torch"
-    return dispatch.backend_of_tensor(operation, operation_pass, tensor, plain=tensor.is_contiguous())
+    plain = tensor.is_contiguous() and not tensor.is_neg()
+    return dispatch.backend_of_tensor(operation, operation_pass, tensor, plain=plain)
 
 
 _DTYPES = frozenset(getattr(torch, name) for name in DTYPES["torch"])
@@ -109,7 +110,8 @@ def _body(row: Row, operation_pass: Pass, name: str) -> str:
     tensors = [argument.name for argument in given if argument.kind == "Tensor"]
     like = "x" if operation_pass == FORWARD else saved_of(row)
     # What lies on two devices goes to the torch backend, which says so.
-    together = "".join(f" and {tensor}.device == {like}.device" for tensor in tensors if tensor != like)
+    others = [tensor for tensor in tensors if tensor != like]
+    together = "".join(f" and {tensor}.device == {like}.device and not {tensor}.is_neg()" for tensor in others)
     out = f"first_half(x, axis, {name!r})[1]" if isinstance(row, Gated) and operation_pass == FORWARD else like
     learned = row.learnable if isinstance(row, Activation) and operation_pass == BACKWARD else ()
     results = ", ".join(["_", *(f"d{p.name}" for p in learned)])

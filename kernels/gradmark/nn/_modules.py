@@ -184,7 +184,7 @@ def _unknown_option(module: Any, known: list[dict[str, Any]]) -> ValueError:
 
 def _like(x: Any, parameter: Any) -> Any:
     """The parameter; under autocast, where x may come in half precision, in the dtype of x."""
-    if parameter.dtype is not x.dtype and torch.is_autocast_enabled(x.device.type):
+    if isinstance(x, torch.Tensor) and parameter.dtype is not x.dtype and torch.is_autocast_enabled(x.device.type):
         return parameter.to(x.dtype)
     return parameter
 
@@ -197,8 +197,8 @@ def _written_over(x: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _drawn_seed() -> Any:
-    """From PyTorch's global generator, so that torch.manual_seed repeats it; in a tensor, so that it can be traced."""
-    return torch.randint(0, 2**63 - 1, ())
+    """From PyTorch's generator of the CPU, which torch.manual_seed sets; in a tensor, so that it can be traced."""
+    return torch.randint(0, 2**63 - 1, (), device="cpu")
 
 
 def _axis_of(dim: int | None, x: Any) -> int:

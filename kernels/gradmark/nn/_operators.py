@@ -78,7 +78,7 @@ def _shortest(registered: Any, function: Any, compute: Function) -> Function:
     def call(*given: Any) -> Any:
         if torch.compiler.is_compiling():
             return registered(*given)
-        if type(given[0]) not in _PLAIN or torch._C._len_torch_dispatch_stack():
+        if type(given[0]) not in _PLAIN or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
             return registered(_tensor(given[0]), *given[1:])
         if torch._C._are_functorch_transforms_active():
             return function.apply(*given)
@@ -91,7 +91,8 @@ _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def _tensor(x: Any) -> Any:
-    if not isinstance(x, torch.Tensor):
+    # What is no tensor but answers for one is traced: a proxy of torch.fx.
+    if not isinstance(x, torch.Tensor) and not hasattr(type(x), "__torch_function__"):
         raise TypeError(
             f"x is of type {type(x).__module__}.{type(x).__qualname__}; a module takes torch.Tensor"
             " (torch.from_numpy converts an array without a copy)"

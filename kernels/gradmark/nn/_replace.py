@@ -50,6 +50,11 @@ def replace_activations(model: torch.nn.Module) -> Replaced:
         The model, or a single activation. Its activations are found wherever `model.modules()` finds them, whatever
         holds them. What a forward method calls (torch.nn.functional.relu, tensor.tanh()) is no module: it stays.
 
+    Our modules take what the kernels take: strided tensors of floating point. They do without what torch.nn's allow
+    beside that: integers, complex and sparse and nested tensors, DTensors as inputs, a softmax of no dimension,
+    torch.jit.script and forward-mode derivatives. torch.compile, torch.export, torch.fx and torch.jit.trace see one
+    operator for each.
+
     Returns
     -------
     Replaced

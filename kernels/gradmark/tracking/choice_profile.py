@@ -119,15 +119,22 @@ def evidence(key: Key) -> list[dict[str, Any]]:
         return []
     except (OSError, ValueError) as error:
         raise ProfileError(f"{path} cannot be read: {error}; delete it, `gradmark choose` measures again") from error
-    if not isinstance(content, dict) or content.get("kind") != KIND or content.get("schema") != SCHEMA:
-        raise ProfileError(
-            f"{path} is no evidence of schema {SCHEMA}: update gradmark, or delete it and run `gradmark choose` again"
-        )
-    found: list[dict[str, Any]] = content["results"]
+    schema = content.get("schema") if isinstance(content, dict) and content.get("kind") == KIND else None
+    if type(schema) is int and schema > SCHEMA:
+        raise _NewerEvidenceError(f"{path} comes from a newer gradmark: update gradmark, or delete it")
+    found = content.get("results") if schema == SCHEMA else None
+    if not isinstance(found, list) or not all(isinstance(one, dict) and one.keys() >= _FIELDS for one in found):
+        raise ProfileError(f"{path} is damaged, or no evidence; delete it, `gradmark choose` measures again")
     return found
 
 
+class _NewerEvidenceError(ProfileError):
+    """Of a schema that this gradmark does not know; what it holds may not be lost."""
+
+
 _IDENTITY = ("operation", "variant", "pass", "dtype", "place", "elements")
+_FIELDS = frozenset(_IDENTITY) | {"measured", "backends", "fastest", "leaders", "runner_up", "compile_seconds"}
+"""Of a result, what is read of it."""
 
 
 def _save_evidence(choice: Choice, head: Mapping[str, Any], key: Key) -> None:
@@ -140,6 +147,8 @@ def _save_evidence(choice: Choice, head: Mapping[str, Any], key: Key) -> None:
     with _locked(path.parent / ".lock"):
         try:
             old = evidence(key)
+        except _NewerEvidenceError:
+            raise
         except ProfileError:
             # Nothing that can be read is lost by writing over it, and the next `--explain` shall work.
             path.replace(path.with_name(f"{path.name}.corrupt"))

@@ -42,8 +42,12 @@ def _ranges(decision: Decision) -> list[str]:
 
 
 def nearest(results: Sequence[Mapping[str, Any]], elements: int) -> Mapping[str, Any]:
-    """The result at the size that is nearest on a log scale: the one that decides for a call of so many elements."""
-    return min(results, key=lambda one: abs(math.log(one["elements"]) - math.log(elements)))
+    """The result that decides for a call of so many elements, as `gradmark.dispatch` and profiles do.
+
+    The size that is nearest, on a log scale, to the power of two that is not above it.
+    """
+    served_as = math.log(1 << (max(elements, 1).bit_length() - 1))
+    return min(results, key=lambda one: abs(math.log(one["elements"]) - served_as))
 
 
 def explanation(results: Sequence[Mapping[str, Any]], elements: int) -> Iterator[str | Table]:

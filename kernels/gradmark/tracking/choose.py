@@ -230,6 +230,9 @@ def choose(
             findings[finding.workload, finding.place] = finding
             share = left / (1 + others_waiting) - _expected_setup(setups)
             _measure(finding, targets, max(share, SMALLEST_SHARE), deadline, tick)
+            if compilation and "numba" in finding.setup_seconds:
+                # It is compiled now, whoever did it.
+                compilation.seconds.setdefault(compile_ahead.kernel_of(finding.workload), 0.0)
             if finding.status == INTERRUPTED:
                 raise KeyboardInterrupt
             if position:  # The first one imports the libraries, and no other does.
@@ -287,7 +290,8 @@ def _in_turn(findings: Mapping[Cell, Finding], refine: bool) -> Iterator[tuple[F
 
 def _compile_or_do_without(finding: Finding, targets: Mapping[str, str | None], spare: float) -> None:
     """Leave Numba out where its kernel would have to be compiled in time that the others of this size need."""
-    if spare < COMPILE_SECONDS and finding.place != "device":
+    compiles = finding.workload.dtype in backends.DTYPES["numba"] and finding.place != "device"
+    if compiles and spare < COMPILE_SECONDS:
         for name, reason in targets.items():
             if reason is None and workloads.TARGETS[name].backend == "numba":
                 finding.absent[name] = NOT_COMPILED

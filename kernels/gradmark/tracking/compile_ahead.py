@@ -77,6 +77,11 @@ def compile_ahead(
         Called in between, for a display of the time left.
     """
     began, found = time.perf_counter(), Compilation()
+    try:
+        import numba  # noqa: F401
+    except (ImportError, OSError):
+        # Installed, but it does not fit another library: each workload says so when its turn comes.
+        return found
     by_kernel: dict[Workload, list[Workload]] = {}
     for workload in planned:
         if workload.elements <= LARGEST or kernel_of(workload) not in by_kernel:

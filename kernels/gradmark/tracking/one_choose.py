@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class AnotherRunsError(RuntimeError):
-    """Another `gradmark choose` is measuring; the message says which process."""
+    """Another `gradmark choose` is measuring, or may be; the message says which process, or why it cannot be told."""
 
 
 @contextlib.contextmanager
@@ -23,7 +23,13 @@ def only_one() -> Iterator[None]:
     """
     path = Path(tempfile.gettempdir()) / f"gradmark-choose-{os.getuid()}.lock"
     # Nobody else shall lead us to another file by a link of that name.
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise AnotherRunsError(
+            f"whether another `gradmark choose` is running cannot be told: {path} cannot be opened"
+            f" ({error.strerror}); delete it, or set TMPDIR to a folder that can be written to"
+        ) from error
     with os.fdopen(handle, "r+", encoding="ascii", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
