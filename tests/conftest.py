@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 
@@ -19,6 +20,12 @@ def pytest_configure(config):
     if not config.getoption("benchmark_only"):
         config.option.benchmark_disable = True
     config.option.loadscopereorder = False
+    folder = turns.folder_of_run(config)
+    if folder is not None:
+        # Of two `gradmark choose` of one user at a time one is refused, by a lock in the folder for temporary files.
+        own = folder / f"temporary-{config.workerinput['workerid']}"
+        own.mkdir(exist_ok=True)
+        os.environ["TMPDIR"], tempfile.tempdir = str(own), None
 
 
 def pytest_collection_modifyitems(items):

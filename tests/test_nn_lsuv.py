@@ -259,7 +259,7 @@ FAILING = {
         torch.zeros(8, 20),
         {},
         RuntimeError,
-        "layer '0': the variance .* after 10 iterations.* the inputs of the layer are zeros for this batch",
+        "layer '0': the variance .* after 10 iterations.* for this batch the inputs of the layer are zeros",
     ),
     "nan": (mlp, with_nan(math.nan), {}, ValueError, "layer '0': the variance .* is nan"),
     "infinity": (mlp, with_nan(math.inf), {}, ValueError, "layer '0': the variance .* is nan"),

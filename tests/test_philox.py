@@ -141,6 +141,20 @@ def test_all_backends_give_equal_bits(name, dtype, first):
         assert found.tobytes() == reference.tobytes(), backend
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [*FILLS, "fill_gumbel"])
+def test_the_size_of_chunks_changes_nothing(monkeypatch, name, dtype):
+    parameters = {"fill_truncated_normal": (0.0, 1.0, -2.0, 2.5), "fill_gumbel": ()}.get(name, (0.0, 1.0))
+    # Across the block where the second word of the counter changes.
+    first = 4 * 2**32 - ODD_SIZE // 3
+    found = []
+    for chunks in (80, 2):
+        monkeypatch.setattr(philox_numpy, "CHUNKS", chunks)
+        found.append(np.empty(ODD_SIZE, dtype))
+        getattr(philox_numpy, name)(found[-1], first, SEED, *parameters)
+    assert found[0].tobytes() == found[1].tobytes()
+
+
 # Runs shorter than a block, of many blocks, and longer than what is shared by the threads or computed at once.
 @pytest.mark.parametrize("length", [1, 3, 7, 64, 301, 2**18 + 1])
 @pytest.mark.parametrize("dtype", DTYPES)

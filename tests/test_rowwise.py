@@ -137,7 +137,29 @@ def test_layouts(row, backend):
             np.testing.assert_array_equal(view, before)
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((700, 333), -1), ((3, 70_001), -1), ((333, 700), 0)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((1, 40_000), -1), ((6, 130), -1), ((130, 70), 0), ((5000, 7), -1)], ids=str
+)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.id in ("softmax", "sparsemax")])
+def test_every_loop_works_in_place(row, shape, axis):
+    namespace = gradmark.backend("numba")
+    rng = np.random.default_rng(9)
+    x, grad = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+    y, dx = results(row, namespace, grad, x, axis)
+    in_place = x.copy()
+    getattr(namespace, row.name)(in_place, axis=axis, out=in_place)
+    np.testing.assert_array_equal(in_place, y)
+    for aliased in (0, 1):
+        inputs = [grad.copy(), y.astype(np.float32)]
+        getattr(namespace, backward_of(row.name))(*inputs, axis=axis, out=inputs[aliased])
+        np.testing.assert_array_equal(inputs[aliased], dx)
+
+
+# Rows, long rows, columns, and rows that are gathered: of one slab each, and of several.
+LOOPS = [((700, 333), -1), ((3, 70_001), -1), ((333, 700), 0), ((5000, 7), -1), ((300, 7, 11), 1)]
+
+
+@pytest.mark.parametrize(("shape", "axis"), LOOPS, ids=str)
 @pytest.mark.parametrize("row", ROWS)
 def test_results_do_not_depend_on_threads(row, shape, axis):
     namespace = gradmark.backend("numba")

@@ -177,13 +177,16 @@ class _Scaler:
 
 def _advice(before: float, after: float) -> str:
     if after == before:
-        return "Scaling the weight changes nothing: the inputs of the layer are zeros for this batch; give another"
+        return (
+            "Scaling the weight changes nothing: for this batch the inputs of the layer are zeros, or nothing beside"
+            " its bias; or it normalizes its weight itself"
+        )
     return "A bias that varies too much is not scaled; else give a larger tolerance or more iterations"
 
 
 @contextlib.contextmanager
 def _noted(what: str) -> Iterator[None]:
-    """An error that the module raises says with what it was called."""
+    """An error says with what the module was called."""
     try:
         yield
     except Exception as error:
@@ -192,7 +195,7 @@ def _noted(what: str) -> Iterator[None]:
 
 
 def _described(x: Any) -> str:
-    return f"a tensor {tuple(x.shape)}" if isinstance(x, torch.Tensor) else f"a {type(x).__name__}"
+    return f"a tensor {tuple(x.shape)}" if isinstance(x, torch.Tensor) else f"one {type(x).__name__}"
 
 
 def _variance(output: Any, name: str) -> float:

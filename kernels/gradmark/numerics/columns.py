@@ -143,7 +143,8 @@ def _gathered_in_batches(address: int, a: Any, b: Any, two: bool, length: int, i
             w = np.empty(blocks * block, out.dtype)
         if WIDTH % inner or (last - first) % each:
             x[:] = 0.0
-            w[:] = 0.0
+            if two:
+                w[:] = 0.0
         for i in range(blocks):
             low, high = (first + i * each) * slab, min(first + (i + 1) * each, last) * slab
             _gather(a[low:high], places, inner, x[i * block :])
