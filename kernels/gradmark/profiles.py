@@ -284,8 +284,8 @@ def save(profile: Profile) -> Path:
     path = path_of(profile.key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent / ".lock"):
-            _replace(path, _text(_merged(_kept(path), profile)))
+        with locked(path.parent / ".lock"):
+            replace_file(path, _text(_merged(_kept(path), profile)))
     except OSError as error:
         raise ProfileError(
             f"the profile cannot be written to {path}: {error.strerror or error}; set GRADMARK_CACHE_DIR to a folder"
@@ -375,6 +375,26 @@ def stale() -> list[tuple[Path, str]]:
     return found
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file. The system releases it when a process ends, however it ends."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write the file in one step: a reader sees the old one or the new one, never a part."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
 class _NewerProfileError(ProfileError):
     """Of a schema that this gradmark does not know; its measurements may not be lost."""
 
@@ -406,14 +426,6 @@ def _gpu(torch_version: str | None) -> str | None:
     return " + ".join(sorted(models)) or None
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file. The system releases it when a process ends, however it ends."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _kept(path: Path) -> tuple[Decision, ...]:
     """What the file holds; nothing where there is none, or one that cannot be read, which is put aside."""
     if not path.exists():
@@ -435,18 +447,6 @@ def _merged(kept: Iterable[Decision], profile: Profile) -> Profile:
         in_order = tuple(points[elements] for elements in sorted(points))
         decisions[decision.subject] = dataclasses.replace(decision, points=in_order)
     return dataclasses.replace(profile, decisions=tuple(decisions.values()))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write the file in one step: a reader sees the old one or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _text(profile: Profile) -> str:

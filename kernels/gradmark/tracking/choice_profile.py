@@ -6,13 +6,9 @@ than a call needs.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +140,7 @@ def _save_evidence(choice: Choice, head: Mapping[str, Any], key: Key) -> None:
     measured["threads"] = key.threads
     measured["others_cores"] = choice.others_cores
     new = [{**finding_record(f), "measured": measured} for f in choice.findings if _is_complete(f)]
-    with _locked(path.parent / ".lock"):
+    with profiles.locked(path.parent / ".lock"):
         try:
             old = evidence(key)
         except _NewerEvidenceError:
@@ -154,25 +150,8 @@ def _save_evidence(choice: Choice, head: Mapping[str, Any], key: Key) -> None:
             path.replace(path.with_name(f"{path.name}.corrupt"))
             old = []
         merged = {tuple(one[name] for name in _IDENTITY): one for one in (*old, *new)}
-        _replace(path, {"schema": SCHEMA, "kind": KIND, "results": list(merged.values())})
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _replace(path: Path, content: Mapping[str, Any]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False, allow_nan=False)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        content = {"schema": SCHEMA, "kind": KIND, "results": list(merged.values())}
+        profiles.replace_file(path, json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
 def crossovers_beside(results: Iterable[Mapping[str, Any]], elements: int) -> list[curves.Crossover]:
