@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from gradmark.tracking import one_at_a_time
 
 
 class AnotherRunsError(RuntimeError):
@@ -30,19 +31,13 @@ def only_one() -> Iterator[None]:
             f"whether another `gradmark choose` is running cannot be told: {path} cannot be opened"
             f" ({error.strerror}); delete it, or set TMPDIR to a folder that can be written to"
         ) from error
-    with os.fdopen(handle, "r+", encoding="ascii", errors="replace") as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(os.fdopen(handle, "r+", encoding="ascii", errors="replace"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            who = file.read(100).strip() or "another process"
+            stack.enter_context(one_at_a_time.held(file))
+        except one_at_a_time.HeldError as error:
             raise AnotherRunsError(
-                f"another `gradmark choose` is running ({who}), and timings would disturb each other:"
-                " wait for it, or end it"
+                f"another `gradmark choose` is running ({str(error) or 'another process'}), and timings would disturb"
+                " each other: wait for it, or end it"
             ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
+        yield

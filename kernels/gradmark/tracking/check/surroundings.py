@@ -15,6 +15,7 @@ from pathlib import Path
 
 import platformdirs
 
+from gradmark.tracking import one_at_a_time
 from gradmark.tracking.check.repository import NotMeasurableError
 
 _PREFIX = "gradmark-check-"
@@ -26,22 +27,16 @@ def only_one() -> Iterator[None]:
     """Two checks at a time would measure each other. The lock goes with the process, so none is ever left behind."""
     folder = Path(platformdirs.user_cache_dir("gradmark", appauthor=False))
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "check.lock").open("a+") as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context((folder / "check.lock").open("a+"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
+            stack.enter_context(one_at_a_time.held(file))
+        except one_at_a_time.HeldError as error:
             raise NotMeasurableError(
-                f"another check is running ({file.read().strip() or 'of another process'});"
+                f"another check is running ({str(error) or 'of another process'});"
                 " two at a time would disturb each other: wait for it, or end it"
             ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
+        yield
 
 
 @contextlib.contextmanager
